@@ -1,0 +1,48 @@
+# Everything a user or developer runs. `make demo` and `make test` set up what they need, and may be run again.
+.DEFAULT_GOAL := help
+.PHONY: help setup browser demo test test-fast check bench clean
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv with everything that development needs
+
+$(STAMP): pyproject.toml setup.py constraints-dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or name another: make PYTHON=…"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt "setuptools>=77" wheel torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt --no-build-isolation -e ".[all,mpich,photos,dev]"
+	touch $(STAMP)
+
+browser:  # the tests of the Prefect pages need a real browser
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; \
+	  else echo "note: the browser tests will be skipped; for them: sudo apt-get install chromium chromium-driver"; fi; }
+
+demo: $(STAMP)  ## photographs -> data set -> dictionary on two Ray workers -> version 1 -> picture
+	$(BIN)/python examples/photographs.py
+
+test: $(STAMP) browser  ## all tests, under 15 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m e2e
+
+test-fast: $(STAMP)  ## tests that start no servers and no process groups
+	$(BIN)/python -m pytest -m "not e2e"
+
+check: $(STAMP)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+bench: $(STAMP)  ## ratios against peers and limits; see benchmarks/RESULTS.md
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what setup, demo and tests made
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
