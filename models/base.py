@@ -1,0 +1,188 @@
+"""The contract of a model: a frozen configuration and pure functions on tensors.
+
+A dictionary is learned by adding up statistics over data: `statistics` is the only function that touches data, its
+results add, and `update` turns the sum over all data into new parameters. Nothing here knows about ranks, files or
+engines; whatever keeps this contract runs on all of them.
+
+Shapes: N datapoints, n rows of one batch, D observed dimensions, H atoms, k entries kept of a code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from .errors import ModelError
+from .schedule import Schedule, Stage
+
+Params = dict[str, Tensor]
+"""Learned values by their standard name. Names that begin with `training/` (optimiser moments, counters) are needed to
+continue a run and are left out of published versions and exports."""
+
+TRAINING = "training/"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows handed to a model at once. Its place in the data set, not the worker, identifies it."""
+
+    x: Tensor
+    """[n, D] rows, on the device and in the dtype that the model computes in; n may be 0."""
+    start: int = 0
+    """Index of the first row in the data set (updates per batch: in the batch): the key of a random stream."""
+    memo: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What `survey` computed for these rows and `statistics` may use again; lives for one update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a model sees of the data before it starts: the same on every worker."""
+
+    rows: int
+    """N, rows in the data set."""
+    mean: Tensor
+    """[D] float64."""
+    variance: Tensor
+    """[D] float64, per dimension."""
+    sample: Tensor
+    """[m, D] float64, a few thousand rows drawn evenly from the data set."""
+
+    @property
+    def dim(self) -> int:
+        """D, the observed dimensions."""
+        return self.mean.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Sparse codes of n rows, at most k entries each.
+
+    `indices` [n, k] int32, -1 where a row has fewer entries; `values` [n, k], 0 there.
+    """
+
+    indices: Tensor
+    values: Tensor
+
+    def dense(self, atoms: int) -> Tensor:
+        """The same codes as [n, H]."""
+        out = self.values.new_zeros(self.values.shape[0], atoms)
+        return out.scatter_add_(1, self.indices.clamp(min=0).long(), self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Sums over datapoints: `a + b` is the statistics of both parts together.
+
+    A subclass is a frozen dataclass whose fields are tensors of one dtype (counts and scalars as 0-d tensors).
+    """
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def flatten(self) -> Tensor:
+        """All fields as one contiguous vector, so that one all-reduce moves them."""
+        return torch.cat([getattr(self, f.name).reshape(-1) for f in fields(self)])
+
+    def unflatten(self, vector: Tensor) -> Self:
+        """The statistics that `vector`, laid out as by `flatten`, holds."""
+        parts: list[Tensor] = []
+        at = 0
+        for f in fields(self):
+            shape = getattr(self, f.name).shape
+            parts.append(vector[at : at + shape.numel()].reshape(shape))
+            at += shape.numel()
+        return type(self)(*parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(ABC):
+    """Base class of all models. A subclass is a frozen dataclass: its fields are the model's settings.
+
+    Every field has a default except `atoms`; checks belong into `__post_init__` and raise `ModelError`.
+    """
+
+    atoms: int
+    """H, how many atoms the dictionary has."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the arithmetic that touches data."""
+
+    surveys: ClassVar[int] = 0
+    """How many preliminary statistics are reduced before `statistics` (0: none)."""
+    ramp_names: ClassVar[tuple[str, ...]] = ()
+    """Names that this model's schedule may set."""
+
+    def __post_init__(self) -> None:
+        if self.atoms < 1:
+            raise ModelError(f"atoms={self.atoms}: a dictionary needs at least one atom")
+        if self.dtype not in ("float32", "float64"):
+            raise ModelError(f"dtype={self.dtype!r}: choose float32 or float64")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch spells it."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @abstractmethod
+    def schedule(self) -> Schedule:
+        """The schedule that a user gets who names none."""
+
+    @abstractmethod
+    def init(self, probe: Probe, generator: torch.Generator) -> Params:
+        """Start values. Draws only from `generator`, so that every worker gets the same."""
+
+    def survey(self, params: Params, batch: Batch, stage: Stage) -> Stats:
+        """A small preliminary statistic over the data (a histogram, …), reduced before `statistics` is called.
+
+        Called `surveys_at(stage)` times over all data; may leave results for `statistics` in `batch.memo`.
+        """
+        raise ModelError(f"{type(self).__name__} has no preliminary statistic")
+
+    def surveys_at(self, stage: Stage) -> int:
+        """How many surveys this stage needs; `surveys` unless a model knows better."""
+        del stage
+        return self.surveys
+
+    def refine(self, params: Params, survey: Stats, stage: Stage) -> Stage:
+        """The stage with what the survey found (`stage.with_values(...)`)."""
+        del params, survey
+        return stage
+
+    @abstractmethod
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> Stats:
+        """The batch's contribution to the update. Additive over rows; zero for a batch of no rows."""
+
+    @abstractmethod
+    def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
+        """New parameters from the statistics of all data. Deterministic: every worker computes the same."""
+
+    @abstractmethod
+    def encode(self, params: Params, batch: Batch) -> Codes:
+        """Sparse codes (or posterior means) of the rows under fixed parameters."""
+
+    @abstractmethod
+    def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
+        """Free energy per datapoint, sparsity, noise, explained variance, …, by the field's names.
+
+        `params` are those before the update and `stats` the sums that they gave.
+        """
+
+    @abstractmethod
+    def dictionary(self, params: Params) -> Tensor:
+        """The atoms as columns, [D, H]."""
+
+    @abstractmethod
+    def memory(self, rows: int, dim: int) -> int:
+        """Bytes that one worker needs at most for a batch of `rows` rows of `dim` dimensions, parameters and
+        statistics included."""
+
+    def flops(self, dim: int) -> float:
+        """Floating-point operations per datapoint and pass, for the plan; the dominant products only."""
+        return 4.0 * dim * self.atoms
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as plain values, for a card."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
