@@ -1,0 +1,273 @@
+"""The engines, for real: the same job gives the same parameters, workers may die, errors keep their words."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from sparsefleet.models import ModelError
+from sparsefleet.storage import ArtifactStore, open_dataset
+from sparsefleet.workers import EncodeJob, EngineError, JobError, LearnJob, run
+
+GROUPS = ["mpi", "ray"]
+e2e = pytest.mark.e2e
+
+OWN_MODEL = '''
+import time
+from dataclasses import dataclass
+import torch
+from sparsefleet.models import Batch, Codes, Model, ModelError, Probe, Schedule, Stats
+
+@dataclass(frozen=True, slots=True)
+class Sums(Stats):
+    total: torch.Tensor
+    rows: torch.Tensor
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Model):
+    """Atoms drift to the mean: the smallest model there is."""
+    pause: float = 0.0
+    fail_at: int = -1
+    def schedule(self):
+        return Schedule(passes=30, update_every="pass", batch_rows=256)
+    def init(self, probe, generator):
+        return {"W": torch.randn(probe.dim, self.atoms, generator=generator, dtype=torch.float64)}
+    def statistics(self, params, batch, stage):
+        if stage.step == self.fail_at:
+            raise ModelError(f"fail_at={self.fail_at}: told to fail")
+        time.sleep(self.pause)
+        return Sums(batch.x.double().sum(0), torch.tensor([float(len(batch.x))], dtype=torch.float64))
+    def update(self, params, stats, stage):
+        return {"W": 0.9 * params["W"] + 0.1 * (stats.total / stats.rows)[:, None]}
+    def encode(self, params, batch):
+        return Codes(torch.zeros(len(batch.x), 1, dtype=torch.int32), batch.x[:, :1])
+    def metrics(self, params, stats):
+        return {"rows": float(stats.rows)}
+    def dictionary(self, params):
+        return params["W"]
+    def memory(self, rows, dim):
+        return 8 * rows * dim
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster():
+    """One cluster for all tests of this file; the engine uses it because it is there."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    (tmp_path / "own_mean.py").write_text(OWN_MODEL)
+    return str(tmp_path)
+
+
+def learn(job: dict, engine: str, store: Path) -> dict[str, np.ndarray]:
+    """The final checkpoint's parameters."""
+    workers = {} if engine == "local" else {"workers": 2, "threads": 1}
+    typed = LearnJob.parse({**job, "engine": engine, "store": str(store), **workers})
+    *_, last = run("learn", typed)
+    assert last.kind == "done"
+    return ArtifactStore(str(store)).run(last.run_id).latest().arrays
+
+
+def distance(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max(float(np.linalg.norm(a[n] - b[n]) / max(np.linalg.norm(a[n]), 1e-30)) for n in a)
+
+
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_em_gives_the_same_parameters(make_data, tmp_path, engine, dtype, tolerance):
+    job = {
+        "data": make_data(),
+        "atoms": 24,
+        "passes": 20,
+        "dtype": dtype,
+        "batch_rows": 200,
+        "settings": {"h_prime": 6, "gamma": 3},
+    }
+    alone = learn(job, "local", tmp_path / "local")
+    assert distance(alone, learn(job, engine, tmp_path / engine)) <= tolerance
+
+
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+def test_gradient_steps_give_the_same_parameters(make_data, tmp_path, engine):
+    job = {
+        "data": make_data(),
+        "model": "topk",
+        "atoms": 32,
+        "passes": 3,
+        "dtype": "float64",
+        "batch_rows": 150,
+        "settings": {"k": 4},
+    }
+    alone = learn(job, "local", tmp_path / "local")
+    assert distance(alone, learn(job, engine, tmp_path / engine)) <= 1e-10
+
+
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+def test_a_model_from_outside_runs(make_data, tmp_path, own, engine):
+    job = {"data": make_data(), "model": "own_mean:Mean", "atoms": 3, "passes": 5, "module_path": own}
+    alone = learn(job, "local", tmp_path / "local")
+    assert distance(alone, learn(job, engine, tmp_path / engine)) <= 1e-12
+
+
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+def test_a_killed_worker_changes_nothing(make_data, tmp_path, own, engine):
+    job = {
+        "data": make_data(),
+        "model": "own_mean:Mean",
+        "atoms": 3,
+        "passes": 30,
+        "module_path": own,
+        "settings": {"pause": 0.02},
+        "commit_seconds": 0.3,
+        "report_seconds": 0,
+    }
+    alone = learn({**job, "settings": {"pause": 0.02}}, "local", tmp_path / "local")
+    typed = LearnJob.parse({**job, "engine": engine, "workers": 2, "threads": 1, "store": str(tmp_path / engine)})
+    killed, restarted = False, False
+    for message in run("learn", typed):
+        restarted |= message.kind == "restart"
+        if message.kind == "commit" and not killed:
+            killed = True
+            os.kill(_workers(engine)[-1].pid, signal.SIGKILL)
+    assert restarted and message.kind == "done"
+    found = ArtifactStore(str(tmp_path / engine)).run(message.run_id).latest()
+    assert distance(alone, found.arrays) <= 1e-12
+    assert len(found.history["rows"]) == 30 and set(found.history["rows"]) == {2000.0}
+
+
+@e2e
+@pytest.mark.parametrize("engine", ["local", *GROUPS])
+def test_an_error_in_a_worker_keeps_its_words(make_data, tmp_path, own, engine):
+    job = {"data": make_data(), "model": "own_mean:Mean", "atoms": 3, "module_path": own, "settings": {"fail_at": 2}}
+    with pytest.raises(ModelError, match="fail_at=2: told to fail"):
+        learn(job, engine, tmp_path / "store")
+
+
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+def test_restarts_are_bounded(make_data, tmp_path, own, engine):
+    job = LearnJob.parse({
+        "data": make_data(), "model": "own_mean:Mean", "atoms": 3, "module_path": own, "settings": {"pause": 0.05},
+        "engine": engine, "workers": 2, "threads": 1, "restarts": 0, "store": str(tmp_path / "store"), "report_seconds": 0,
+    })  # fmt: skip
+    with pytest.raises(EngineError, match="run the same job again"):
+        for message in run("learn", job):
+            if message.kind == "step":
+                os.kill(_workers(engine)[0].pid, signal.SIGKILL)
+
+
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+def test_closing_the_run_ends_its_processes(make_data, tmp_path, own, engine):
+    job = LearnJob.parse({
+        "data": make_data(), "model": "own_mean:Mean", "atoms": 3, "module_path": own, "settings": {"pause": 0.05},
+        "engine": engine, "workers": 2, "threads": 1, "store": str(tmp_path / "store"), "report_seconds": 0,
+    })  # fmt: skip
+    going = run("learn", job)
+    while next(going).kind != "step":
+        pass
+    workers = _workers(engine)
+    assert len(workers) >= 2
+    going.close()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+@e2e
+@pytest.mark.parametrize("engine", ["local", *GROUPS])
+def test_encode_writes_the_same_codes(make_data, tmp_path, engine):
+    data = make_data()
+    store = tmp_path / "store"
+    params = learn({"data": data, "atoms": 24, "passes": 5, "name": "d"}, "local", store)
+    card = {"job": LearnJob.parse({"data": data, "atoms": 24, "passes": 5, "name": "d"}).to_dict()}
+    ArtifactStore(str(store)).publish("d", arrays=params, card=card)
+    codes = {}
+    for name in dict.fromkeys(["local", engine]):
+        workers = {} if name == "local" else {"workers": 2, "threads": 1}
+        out = str(tmp_path / f"codes-{name}.zarr")
+        job = EncodeJob.parse(
+            {"data": data, "dictionary": "d", "store": str(store), "out": out, "engine": name, **workers}
+        )
+        *_, last = run("encode", job)
+        assert last.metrics["rows"] == 2000
+        found = open_dataset(out)
+        codes[name] = found.read(0, 2000, array="indices"), found.read(0, 2000, array="values")
+    np.testing.assert_array_equal(codes[engine][0], codes["local"][0])
+    np.testing.assert_allclose(codes[engine][1], codes["local"][1], rtol=1e-4, atol=1e-6)
+    assert (codes["local"][0] >= 0).any(1).mean() > 0.5
+
+
+def test_the_same_job_again_continues(make_data, tmp_path, own):
+    job = {
+        "data": make_data(), "model": "own_mean:Mean", "atoms": 3, "passes": 30, "module_path": own, "commit_seconds": 0,
+    }  # fmt: skip
+    whole = learn(job, "local", tmp_path / "whole")
+    typed = LearnJob.parse({**job, "store": str(tmp_path / "broken"), "report_seconds": 0})
+    first = run("learn", typed)
+    while next(first).step < 11:
+        pass
+    first.close()
+    second = list(run("learn", typed))
+    assert second[0].step == 11 and "continues" in second[0].message
+    found = ArtifactStore(typed.store).run(second[0].run_id).latest()
+    assert distance(whole, found.arrays) == 0.0
+
+
+def test_start_values_from_a_file(make_data, tmp_path):
+    data = make_data()
+    start = {"W": np.random.default_rng(0).normal(size=(16, 4))}
+    np.savez(tmp_path / "start.npz", **start)
+    job = {
+        "data": data,
+        "atoms": 4,
+        "passes": 1,
+        "init": str(tmp_path / "start.npz"),
+        "settings": {"h_prime": 4, "gamma": 2},
+    }
+    found = learn(job, "local", tmp_path / "a")
+    other = learn({**job, "init": None}, "local", tmp_path / "b")
+    assert distance(found, other) > 1e-3
+    np.savez(tmp_path / "start.npz", W=np.ones((16, 5)))
+    with pytest.raises(JobError, match=r"W has shape \(16, 5\)"):
+        learn(job, "local", tmp_path / "c")
+    np.savez(tmp_path / "start.npz", V=np.ones((16, 4)))
+    with pytest.raises(JobError, match="are not of model 'bsc'"):
+        learn(job, "local", tmp_path / "d")
+
+
+def _workers(engine: str) -> list[psutil.Process]:
+    """The running worker processes of this test's group."""
+    mark = "mpi_main" if engine == "mpi" else "ray::Member"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        mine = psutil.Process().children(recursive=True)
+        found = [p for p in mine if mark in " ".join(_words(p)) and "mpirun" not in " ".join(_words(p)[:2])]
+        found = [p for p in found if engine != "mpi" or "python" in Path(_words(p)[0]).name]
+        if len(found) >= 2:
+            return sorted(found, key=lambda p: p.pid)
+        time.sleep(0.1)
+    raise AssertionError(f"no workers of engine {engine}")
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() or [""]
+    except psutil.Error:
+        return [""]

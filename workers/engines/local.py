@@ -1,0 +1,21 @@
+"""The local engine: this process, all its cores or one GPU. What it returns is what the other engines must return."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+
+from ..communicator import Solo
+from ..job import Job
+from ..program import run_program
+from ..progress import Progress
+
+
+def run(program: str, job: Job) -> Generator[Progress, None, None]:
+    """Run `program` here."""
+    threads = torch.get_num_threads()
+    try:
+        yield from run_program(program, job, Solo())
+    finally:
+        torch.set_num_threads(threads)

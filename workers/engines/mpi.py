@@ -1,0 +1,154 @@
+"""The MPI engine: `mpirun` (or `srun`) starts the ranks, rank 0 reports as JSON lines, an error on one rank ends all.
+
+MPI cannot mend a group that lost a rank, so the whole group is launched again from the last commit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from functools import cache
+from pathlib import Path
+
+from ..errors import JobError
+from ..job import Job
+from ..plan import threads_of
+from ..progress import Progress
+from .failures import GroupLost, revive
+from .restarts import with_restarts
+
+TERMINATE_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
+
+
+def run(program: str, job: Job) -> Generator[Progress, None, None]:
+    """Run `program` on `job.workers` MPI ranks.
+
+    Raises:
+        JobError: there is no launcher or no mpi4py.
+        EngineError: the ranks failed for good.
+    """
+    launcher = find_launcher(job.launcher)
+    try:
+        import mpi4py  # noqa: F401 # pyright: ignore[reportUnusedImport]
+    except ImportError as err:
+        raise JobError("engine mpi needs mpi4py: pip install 'sparsefleet[mpi]'") from err
+    yield from with_restarts(job, lambda again: _attempt(program, again, launcher))
+
+
+def find_launcher(given: str | None) -> list[str]:
+    """The command that starts ranks, without its `-n`.
+
+    Raises:
+        JobError: there is none.
+    """
+    words = shlex.split(given) if given else ["mpirun"]
+    beside = Path(sys.executable).with_name(words[0])
+    found = str(beside) if beside.exists() else shutil.which(words[0])
+    if found is None:
+        raise JobError(
+            f"engine mpi finds no {words[0]!r}; install an MPI, pip install 'sparsefleet[mpich]', or name a --launcher"
+        )
+    return [found, *words[1:], *_open_mpi_flags(found)]
+
+
+@cache
+def _open_mpi_flags(launcher: str) -> tuple[str, ...]:
+    """Open MPI refuses more ranks than cores, and root, unless told otherwise."""
+    if not launcher.endswith(("mpirun", "mpiexec")):
+        return ()
+    said = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    if "Open MPI" not in said and "OpenRTE" not in said:
+        return ()
+    return ("--oversubscribe", *(("--allow-run-as-root",) if os.geteuid() == 0 else ()))
+
+
+def _attempt(program: str, job: Job, launcher: list[str]) -> Generator[Progress, None, None]:
+    """One launch of the ranks."""
+    with tempfile.TemporaryDirectory(prefix="sf-mpi-") as folder, open(Path(folder) / "stderr", "w+b") as errors:
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(job.to_dict()), encoding="utf-8")
+        module = ["-m", "mpi4py", "-m", "sparsefleet.workers.mpi_main"]
+        command = [
+            *launcher,
+            "-n",
+            str(job.workers),
+            sys.executable,
+            "-u",
+            *module,
+            program,
+            type(job).__name__,
+            str(path),
+        ]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "error"},
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            assert process.stdout is not None
+            failed: Exception | None = None
+            for line in process.stdout:
+                message = _parse(line)
+                if "progress" in message:
+                    yield Progress.model_validate(message["progress"])
+                elif "error" in message and failed is None:
+                    failed = revive(message["error"])
+            code = process.wait()
+            if failed is not None:
+                raise failed
+            if code != 0:
+                raise GroupLost(f"MPI ended with code {code}{_tail(errors)}")
+        finally:
+            _end(process)
+
+
+def _parse(line: str) -> dict[str, dict[str, str]]:
+    """A rank's message; libraries may print other lines, which are none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def _tail(errors: object) -> str:
+    assert hasattr(errors, "seek")
+    errors.seek(0)  # pyright: ignore[reportAttributeAccessIssue]
+    lines = errors.read().decode(errors="replace").strip().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    return f": {lines[-1].strip()}" if lines else ""
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the launcher and with it the ranks."""
+    if process.stdout is not None:
+        process.stdout.close()
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(TERMINATE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """In the launcher, before it starts: be told when this process dies, so that no rank outlives it."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

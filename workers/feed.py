@@ -1,0 +1,235 @@
+"""Rows for the model, read ahead of the compute, in an order that does not depend on how many workers there are.
+
+Models updated once per pass see the data set as fixed blocks of `batch_rows` rows in order; a worker owns a contiguous
+run of blocks and keeps them in memory where its budget allows.
+
+Models updated once per batch see random batches: an epoch shuffles the data set's chunks, takes them in groups, and
+every batch draws an equal part of every chunk of its group; a worker reads the part of each batch that is its own.
+Whole chunks are read, never single rows, because a row drags its chunk along (a hundred times slower).
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..models import Batch, Model, Probe, Schedule, Stage
+from ..storage import Dataset
+from .communicator import Communicator
+from .errors import JobError
+
+T = TypeVar("T")
+
+GROUP_CHUNKS = 16
+PROBE_BLOCKS = 64
+PROBE_BLOCK_ROWS = 1024
+PROBE_SAMPLE = 8192
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update's share of the work of this worker."""
+
+    stage: Stage
+    batches: Callable[[], Iterable[Batch]]
+    """Yields the same batches, with the same memo, at every call; one empty batch where this worker has none."""
+
+
+class Feed:
+    """The updates of a run, each with this worker's batches."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        model: Model,
+        schedule: Schedule,
+        comm: Communicator,
+        *,
+        rows: int,
+        seed: int,
+        budget: int,
+        device: torch.device,
+    ) -> None:
+        """`rows`: use the first so many; `budget`: bytes of rows that this worker may keep in memory."""
+        self._data, self._model, self._schedule, self._comm = data, model, schedule, comm
+        self._rows, self._seed, self._device = rows, seed, device
+        self._cache = _BlockCache(self._read, budget)
+        self._chunk = min(data.chunk_rows, rows)
+        self._group_chunks = max(GROUP_CHUNKS, math.ceil(4 * schedule.batch_rows / self._chunk))
+        if schedule.update_every == "pass":
+            self.updates = schedule.passes
+        else:
+            self.updates = sum(self._epoch_updates(e) for e in range(schedule.passes))
+
+    def run(self, start: int) -> Iterator[Update]:
+        """The updates from number `start` to the last."""
+        per_pass = self._schedule.update_every == "pass"
+        yield from self._passes(start) if per_pass else self._steps(start)
+
+    def probe(self) -> Probe:
+        """Moments and a sample of the rows, from blocks spread evenly over the data set."""
+        starts = np.unique(np.linspace(0, max(self._rows - PROBE_BLOCK_ROWS, 0), PROBE_BLOCKS).astype(int))
+        seen = np.zeros(self._rows, dtype=bool) if self._rows < PROBE_BLOCKS * PROBE_BLOCK_ROWS else None
+        blocks: list[NDArray[np.float64]] = []
+        for start in starts:
+            stop = min(start + PROBE_BLOCK_ROWS, self._rows)
+            block = self._read(int(start), int(stop)).double().numpy()
+            if seen is not None:
+                block = block[~seen[start:stop]]
+                seen[start:stop] = True
+            blocks.append(block)
+        sample = torch.from_numpy(np.concatenate(blocks))
+        thin = torch.linspace(0, len(sample) - 1, min(PROBE_SAMPLE, len(sample))).long()
+        return Probe(self._rows, sample.mean(0), sample.var(0, correction=0), sample[thin])
+
+    # -- one update per pass ---------------------------------------------------------------------------------------
+
+    def _passes(self, start: int) -> Iterator[Update]:
+        size = self._schedule.batch_rows
+        blocks = [(a, min(a + size, self._rows)) for a in range(0, self._rows, size)]
+        rank, world = self._comm.rank, self._comm.size
+        mine = blocks[len(blocks) * rank // world : len(blocks) * (rank + 1) // world]
+        for step in range(start, self.updates):
+            memos: dict[int, dict[str, torch.Tensor]] = {a: {} for a, _ in mine}
+
+            def batches(memos: dict[int, dict[str, torch.Tensor]] = memos) -> Iterator[Batch]:
+                if not mine:
+                    yield self._empty()
+                for (a, _), x in zip(mine, read_ahead(self._cache.get(a, b) for a, b in mine)):
+                    yield Batch(x.to(self._device, non_blocking=True), a, memos[a])
+
+            yield Update(self._stage(step), batches)
+
+    # -- one update per batch --------------------------------------------------------------------------------------
+
+    def _steps(self, start: int) -> Iterator[Update]:
+        rows = read_ahead(self._my_rows(start))
+        for step, (first, x) in zip(range(start, self.updates), rows):
+            batch = Batch(x.to(self._device, non_blocking=True), first)
+            yield Update(self._stage(step), lambda batch=batch: [batch])
+
+    def _my_rows(self, start: int) -> Iterator[tuple[int, torch.Tensor]]:
+        step = 0
+        for epoch in range(self._schedule.passes):
+            for chunks in self._groups(epoch):
+                count = self._group_updates(chunks)
+                for i in range(count):
+                    if step + i >= start:
+                        yield self._part(epoch, chunks, i, count)
+                step += count
+
+    def _part(self, epoch: int, chunks: NDArray[np.int64], i: int, count: int) -> tuple[int, torch.Tensor]:
+        """This worker's rows of batch `i` of `count` of a group, and where in the batch they begin."""
+        sizes = self._sizes(chunks)
+        begin, end = sizes * i // count, sizes * (i + 1) // count
+        edges = np.concatenate([[0], np.cumsum(end - begin)])
+        rank, world = self._comm.rank, self._comm.size
+        low, high = edges[-1] * rank // world, edges[-1] * (rank + 1) // world
+        parts: list[torch.Tensor] = []
+        for j, chunk in enumerate(chunks):
+            a, b = max(low, edges[j]) - edges[j], min(high, edges[j + 1]) - edges[j]
+            if a < b:
+                order = np.random.default_rng([self._seed, epoch, int(chunk)]).permutation(int(sizes[j]))
+                first = int(chunk) * self._chunk
+                rows = self._cache.get(first, first + int(sizes[j]))
+                parts.append(rows[torch.from_numpy(order[begin[j] + a : begin[j] + b])])
+        return int(low), torch.cat(parts) if parts else self._empty().x
+
+    def _groups(self, epoch: int) -> list[NDArray[np.int64]]:
+        n_chunks = math.ceil(self._rows / self._chunk)
+        order = np.random.default_rng([self._seed, epoch]).permutation(n_chunks)
+        groups = max(1, round(n_chunks / self._group_chunks))
+        return np.array_split(order, groups)
+
+    def _sizes(self, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.minimum((chunks + 1) * self._chunk, self._rows) - chunks * self._chunk
+
+    def _group_updates(self, chunks: NDArray[np.int64]) -> int:
+        return max(1, round(int(self._sizes(chunks).sum()) / self._schedule.batch_rows))
+
+    def _epoch_updates(self, epoch: int) -> int:
+        return sum(self._group_updates(g) for g in self._groups(epoch))
+
+    # -- both ------------------------------------------------------------------------------------------------------
+
+    def _stage(self, step: int) -> Stage:
+        return self._schedule.at(step, self.updates, seed=self._seed, rows=self._rows)
+
+    def _empty(self) -> Batch:
+        return Batch(torch.empty(0, self._data.dim, dtype=self._model.torch_dtype, device=self._device))
+
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        block = torch.from_numpy(np.ascontiguousarray(self._data.read(start, stop))).to(self._model.torch_dtype)
+        finite = torch.isfinite(block).all(1)
+        if not bool(finite.all()):
+            bad = (start + torch.nonzero(~finite).flatten()[:3]).tolist()
+            raise JobError(
+                f"data set {self._data.uri!r} has NaN or infinite values, first in rows {bad}; ingest it without them"
+            )
+        return block.pin_memory() if self._device.type == "cuda" else block
+
+
+class _BlockCache:
+    """Blocks of rows by their range, kept while they fit the budget; what was kept first stays.
+
+    (Dropping the oldest would, in a scan larger than the budget, always drop what is needed next.)
+    """
+
+    def __init__(self, read: Callable[[int, int], torch.Tensor], budget: int) -> None:
+        self._read, self._left = read, budget
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+
+    def get(self, start: int, stop: int) -> torch.Tensor:
+        block = self._kept.get((start, stop))
+        if block is None:
+            block = self._read(start, stop)
+            if block.nbytes <= self._left:
+                self._left -= block.nbytes
+                self._kept[start, stop] = block
+        return block
+
+
+def read_ahead(source: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """The items of `source`, computed in a thread up to `depth` ahead; its exception is raised here."""
+    box: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[bool, T | BaseException | None]) -> bool:
+        while not stop.is_set():
+            try:
+                box.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in source:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as err:
+            put((False, err))
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = box.get()
+            if not more:
+                if isinstance(item, BaseException):
+                    raise item
+                return
+            yield item  # pyright: ignore[reportReturnType]
+    finally:
+        stop.set()
+        thread.join()

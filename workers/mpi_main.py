@@ -1,0 +1,35 @@
+"""One MPI rank: `python -m mpi4py -m sparsefleet.workers.mpi_main PROGRAM KIND JOB.json`.
+
+Standard output carries one JSON object per line: rank 0's progress, and the error of whichever rank failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from .communicator import MPI
+from .engines.failures import describe
+from .job import JOBS
+from .program import run_program
+
+
+def main(program: str, kind: str, path: str) -> None:
+    """Run the program as one rank of MPI's world; an error on one rank aborts all."""
+    comm = MPI()
+    try:
+        job = JOBS[kind].parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        for message in run_program(program, job, comm):
+            if comm.rank == 0:
+                print(json.dumps({"progress": message.model_dump(mode="json")}), flush=True)
+        comm.barrier()
+    except Exception as err:
+        logging.getLogger(__name__).exception("rank %d of %d failed", comm.rank, comm.size)
+        print(json.dumps({"error": describe(err)}), flush=True)
+        raise
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

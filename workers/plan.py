@@ -1,0 +1,152 @@
+"""What a job needs before it starts: threads, device, memory, messages. Nothing here touches more than metadata."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import psutil
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from ..models import Batch, Model, Probe, Schedule, Stage
+from ..storage import Dataset, open_dataset
+from .errors import JobError
+from .job import Job, LearnJob
+from .start import run_id_of
+
+GIB = 2**30
+# Interpreter, torch and zarr of one worker, measured at 0.35 to 0.45 GiB.
+PROCESS_BYTES = int(0.5 * GIB)
+LARGEST_FEED = 64 * GIB
+
+
+class Plan(BaseModel):
+    """The size of a job. Bytes and rows are per worker where the name says so."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    rows: int
+    dim: int
+    atoms: int
+    shards: int
+    data_bytes: int
+    workers: int
+    threads: int
+    device: str
+    passes: int
+    updates: int
+    batch_rows: int
+    model_bytes_per_worker: int
+    feed_bytes_per_worker: int
+    memory_bytes_per_worker: int
+    memory_limit_per_worker: int
+    statistics_bytes: int
+    traffic_bytes_per_update: int
+    flops_per_row: float
+
+
+def plan(job: LearnJob) -> Plan:
+    """The plan of `job`.
+
+    Raises:
+        JobError: it cannot fit into memory; the message says the numbers and what to change.
+    """
+    data = open_dataset(job.data)
+    model = job.build_model()
+    schedule = job.build_schedule(model)
+    rows = min(job.rows or data.rows, data.rows)
+    per_pass = 1 if schedule.update_every == "pass" else max(1, round(rows / schedule.batch_rows))
+    need = model.memory(worker_batch(job, schedule), data.dim)
+    feed = feed_budget(job, model, schedule, data)
+    statistics = _statistics_bytes(model, data.dim)
+    return Plan(
+        run_id=run_id_of(job, data),
+        rows=rows,
+        dim=data.dim,
+        atoms=model.atoms,
+        shards=len(data.shards()),
+        data_bytes=rows * data.dim * data.dtype.itemsize,
+        workers=job.workers,
+        threads=threads_of(job),
+        device=str(device_of(job)),
+        passes=schedule.passes,
+        updates=schedule.passes * per_pass,
+        batch_rows=schedule.batch_rows,
+        model_bytes_per_worker=need,
+        feed_bytes_per_worker=min(feed, math.ceil(rows / job.workers) * data.dim * _itemsize(model)),
+        memory_bytes_per_worker=PROCESS_BYTES + need + min(feed, rows * data.dim * _itemsize(model) // job.workers),
+        memory_limit_per_worker=memory_limit(job),
+        statistics_bytes=statistics,
+        traffic_bytes_per_update=2 * statistics * (job.workers - 1) // job.workers,
+        flops_per_row=model.flops(data.dim),
+    )
+
+
+def feed_budget(job: LearnJob, model: Model, schedule: Schedule, data: Dataset) -> int:
+    """Bytes of rows that a worker may keep: half of what its limit leaves.
+
+    Raises:
+        JobError: not even one batch fits.
+    """
+    limit = memory_limit(job)
+    batch = worker_batch(job, schedule)
+    need = PROCESS_BYTES + model.memory(batch, data.dim) + 4 * batch * data.dim * _itemsize(model)
+    if need > limit:
+        raise JobError(
+            f"atoms={job.atoms:,} with {batch:,} rows of {data.dim:,} dimensions at once need "
+            f"{need / GIB:,.1f} GiB per worker, but a worker may use {limit / GIB:,.1f} GiB; "
+            "use fewer atoms, a smaller batch_rows, or more memory_gib"
+        )
+    return min((limit - need) // 2, LARGEST_FEED)
+
+
+def memory_limit(job: Job) -> int:
+    """Bytes one worker may use: as the job says, or an equal share of the free memory of this machine."""
+    if job.memory_gib is not None:
+        return int(job.memory_gib * GIB)
+    share = 1 if job.engine == "local" or job.address else job.workers
+    return psutil.virtual_memory().available // share
+
+
+def worker_batch(job: LearnJob, schedule: Schedule) -> int:
+    """Rows that one worker handles at once."""
+    if schedule.update_every == "pass":
+        return schedule.batch_rows
+    return math.ceil(schedule.batch_rows / (1 if job.engine == "local" else job.workers))
+
+
+def threads_of(job: Job) -> int:
+    """Compute threads per worker."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if job.threads is not None:
+        return job.threads
+    return cores if job.engine == "local" else max(1, cores // job.workers)
+
+
+def device_of(job: Job) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        JobError: a GPU is asked for and there is none.
+    """
+    if job.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if job.device == "cuda":
+        raise JobError("device=cuda: this worker sees no CUDA device; use --device cpu or auto")
+    return torch.device("cpu")
+
+
+def _itemsize(model: Model) -> int:
+    return model.torch_dtype.itemsize
+
+
+def _statistics_bytes(model: Model, dim: int) -> int:
+    """Bytes of one all-reduce, taken from the statistics of no rows under start values of the right shapes."""
+    probe = Probe(1, torch.zeros(dim).double(), torch.ones(dim).double(), torch.eye(min(dim, 8), dim).double())
+    params = model.init(probe, torch.Generator().manual_seed(0))
+    nothing = Batch(torch.empty(0, dim, dtype=model.torch_dtype))
+    return model.statistics(params, nothing, Stage(step=0, steps=1)).flatten().nbytes

@@ -1,0 +1,268 @@
+"""The programs that a group of workers runs, every member the same: `learn` and `encode`.
+
+A program is a generator of `Progress`; an engine starts it on each member with that member's communicator and hands
+on what rank 0 yields. The last commit is the truth: whoever starts the same job again continues there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from ..models import Batch, Model, Params, Stage, Stats
+from ..storage import ArtifactStore, open_dataset
+from .communicator import Communicator
+from .errors import EngineError, JobError
+from .feed import Feed, Update
+from .job import EncodeJob, Job, LearnJob
+from .plan import device_of, feed_budget, threads_of
+from .progress import Progress
+from .start import initial_params, load_dictionary, run_id_of
+
+Program = Callable[[Any, Communicator], Generator[Progress, None, None]]
+CONTINUE, COMMIT = 0.0, 1.0
+
+
+@dataclass
+class RunState:
+    """Everything that a run needs to go on: it is what a commit holds."""
+
+    step: int
+    params: Params
+    history: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Parameters as arrays on the host."""
+        return {name: value.detach().cpu().numpy() for name, value in self.params.items()}
+
+
+def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
+    """Learn a dictionary: add up statistics over the data, update, commit, until the schedule ends.
+
+    Raises:
+        JobError, ModelError, StorageError: the job cannot be done as it is.
+        EngineError: members disagree about the parameters.
+    """
+    device = prepare_process(job)
+    data = open_dataset(job.data)
+    model = job.build_model()
+    schedule = job.build_schedule(model)
+    rows = min(job.rows or data.rows, data.rows)
+    budget = feed_budget(job, model, schedule, data)
+    feed = Feed(data, model, schedule, comm, rows=rows, seed=job.seed, budget=budget, device=device)
+    run_id = run_id_of(job, data)
+    run = ArtifactStore(job.store).run(run_id) if comm.rank == 0 else None
+    state = comm.broadcast(_resume(run) or _begin(job, model, feed) if run is not None else cast(RunState, None))
+    state.params = {name: value.to(device) for name, value in state.params.items()}
+
+    clock = Clock(job, state)
+    say = lambda kind, **more: Progress(  # noqa: E731
+        kind=kind, run_id=run_id, step=state.step, steps=feed.updates, seconds=clock.seconds(), **more
+    )
+    yield say("start", message=f"continues at update {state.step}" if state.step else "starts")
+    try:
+        for update in feed.run(state.step):
+            stage = survey(model, state.params, update, comm)
+            last = state.step + 1 == feed.updates
+            wish = COMMIT if last or clock.commit_due() else CONTINUE
+            stats, wish = total(model, state.params, update.batches(), stage, comm, wish)
+            metrics = model.metrics(state.params, stats)
+            state.params = model.update(state.params, stats, stage)
+            state.step += 1
+            clock.record(metrics, rows if schedule.update_every == "pass" else rows * schedule.passes / feed.updates)
+            if wish >= COMMIT:
+                agree(comm, state.params)
+                if run is not None:
+                    run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
+                clock.committed()
+                yield say("commit", metrics=metrics, rows_per_second=clock.rate)
+            elif clock.report_due():
+                yield say("step", metrics=metrics, rows_per_second=clock.rate)
+    except (KeyboardInterrupt, GeneratorExit):
+        # Alone, this worker may keep what it has done; in a group the others would wait in the next reduction.
+        if run is not None and comm.size == 1 and clock.updates:
+            run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
+        raise
+    yield say("done", rows_per_second=clock.rate, metrics=_last(state), result={"run_id": run_id, "step": state.step})
+
+
+def encode(job: EncodeJob, comm: Communicator) -> Generator[Progress, None, None]:
+    """Write the sparse codes of a data set, shard by shard; shards that are done stay done.
+
+    Raises:
+        JobError, ModelError, StorageError: the job cannot be done as it is.
+    """
+    from .encoding import ShardEncoder
+
+    device = prepare_process(job)
+    data = open_dataset(job.data)
+    dictionary = comm.broadcast(load_dictionary(job) if comm.rank == 0 else None)
+    assert dictionary is not None
+    encoder = ShardEncoder(job, data, dictionary, device)
+    if comm.rank == 0:
+        encoder.create()
+    comm.barrier()
+    writer = encoder.open()
+    todo = comm.broadcast([s.index for s in writer.missing()])
+    mine = [s for s in writer.shards() if s.index in set(todo[comm.rank :: comm.size])]
+    begun = time.monotonic()
+    say = lambda kind, done, **more: Progress(  # noqa: E731
+        kind=kind, step=done, steps=len(todo), seconds=time.monotonic() - begun, **more
+    )
+    yield say("start", 0, message=f"{len(todo)} of {len(writer.shards())} shards to encode")
+    rows = entries = 0
+    for i, shard in enumerate(mine):
+        entries += encoder.encode_shard(writer, shard)
+        rows += shard.stop - shard.start
+        rate = rows * comm.size / max(time.monotonic() - begun, 1e-9)
+        yield say("step", min((i + 1) * comm.size, len(todo)), rows_per_second=rate)
+    counts = comm.allreduce(torch.tensor([rows, entries], dtype=torch.float64))
+    if comm.rank == 0:
+        writer.finish()
+    comm.barrier()
+    metrics = {"rows": float(counts[0]), "entries_per_row": float(counts[1] / counts[0].clamp(min=1))}
+    rate = float(counts[0]) / max(time.monotonic() - begun, 1e-9)
+    yield say(
+        "done", len(todo), rows_per_second=rate, metrics=metrics, result={"out": job.out, "dictionary": dictionary.ref}
+    )
+
+
+PROGRAMS: dict[str, Program] = {"learn": learn, "encode": encode}
+
+
+# -- the steps of a program -----------------------------------------------------------------------------------------
+
+
+def prepare_process(job: Job) -> torch.device:
+    """Threads, device and import path of this worker."""
+    folder = os.path.abspath(job.module_path or os.getcwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    torch.set_num_threads(threads_of(job))
+    return device_of(job)
+
+
+def survey(model: Model, params: Params, update: Update, comm: Communicator) -> Stage:
+    """The update's stage, refined by the model's preliminary statistics."""
+    stage = update.stage
+    for _ in range(model.surveys_at(stage)):
+        found = add_up(model.survey(params, b, stage) for b in update.batches())
+        stage = model.refine(params, found.unflatten(comm.allreduce(found.flatten())), stage)
+    return stage
+
+
+def total(
+    model: Model, params: Params, batches: Iterable[Batch], stage: Stage, comm: Communicator, wish: float
+) -> tuple[Stats, float]:
+    """The statistics of all data, and the largest wish that rank 0 sent along.
+
+    Rank 0's wish (to commit) travels in the same message as the statistics, so that all members act on it together.
+    """
+    mine = add_up(model.statistics(params, b, stage) for b in batches)
+    vector = mine.flatten()
+    tail = vector.new_tensor([wish if comm.rank == 0 else 0.0])
+    summed = comm.allreduce(torch.cat([vector, tail]))
+    return mine.unflatten(summed[:-1]), float(summed[-1])
+
+
+def add_up(parts: Iterable[Stats]) -> Stats:
+    """The sum of statistics."""
+    return reduce(lambda a, b: a + b, parts)
+
+
+def agree(comm: Communicator, params: Params) -> None:
+    """Stop the run unless every member holds the same parameters.
+
+    Raises:
+        EngineError: their checksums differ.
+    """
+    content = (p.detach().cpu().contiguous().numpy().tobytes() for _, p in sorted(params.items()))
+    mine = float(zlib.crc32(b"".join(content)))
+    # A 32-bit checksum and its sum over 10^5 members are exact in float64.
+    mean = float(comm.allreduce(torch.tensor([mine], dtype=torch.float64))[0]) / comm.size
+    if mean != mine:
+        raise EngineError(
+            f"rank {comm.rank} holds other parameters than the rest of the group (checksum {mine:.0f}): "
+            "the workers' processors or libraries differ; use equal machines or --dtype float64"
+        )
+
+
+class Clock:
+    """When to commit and to report, and how fast the run is."""
+
+    def __init__(self, job: LearnJob, state: RunState) -> None:
+        self._job, self._state = job, state
+        self._begun = self._last_commit = self._last_update = time.monotonic()
+        self._last_report = 0.0
+        # A continued run's wall clock goes on where its history ends.
+        self._before = state.history.get("seconds", [0.0])[-1]
+        self.rate = 0.0
+        self.updates = 0
+
+    def seconds(self) -> float:
+        """Wall seconds of the run, interruptions left out."""
+        return self._before + time.monotonic() - self._begun
+
+    def commit_due(self) -> bool:
+        """Whether the last commit is old enough."""
+        return time.monotonic() - self._last_commit >= self._job.commit_seconds
+
+    def committed(self) -> None:
+        """A commit was made now."""
+        self._last_commit = time.monotonic()
+
+    def report_due(self) -> bool:
+        """Whether the last report is old enough; counts as reported then."""
+        now = time.monotonic()
+        if now - self._last_report < self._job.report_seconds:
+            return False
+        self._last_report = now
+        return True
+
+    def record(self, metrics: dict[str, float], rows: float) -> None:
+        """Put an update's metrics into the history; `rows` rows were read for it."""
+        now = time.monotonic()
+        speed = rows / max(now - self._last_update, 1e-9)
+        self.rate = speed if not self.updates else 0.9 * self.rate + 0.1 * speed
+        self._last_update = now
+        self.updates += 1
+        for name, value in {**metrics, "seconds": self.seconds()}.items():
+            self._state.history.setdefault(name, []).append(value)
+
+
+def _resume(run: Any) -> RunState | None:
+    found = run.latest()
+    if found is None:
+        return None
+    params = {name: torch.from_numpy(np.array(value)) for name, value in found.arrays.items()}
+    return RunState(found.step, params, {name: list(map(float, values)) for name, values in found.history.items()})
+
+
+def _begin(job: LearnJob, model: Model, feed: Feed) -> RunState:
+    probe = feed.probe()
+    params = model.init(probe, torch.Generator().manual_seed(job.seed))
+    return RunState(0, initial_params(job, params))
+
+
+def _columns(state: RunState) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: np.asarray(values, dtype=np.float64) for name, values in state.history.items()}
+
+
+def _last(state: RunState) -> dict[str, float]:
+    return {name: values[-1] for name, values in state.history.items() if values}
+
+
+def run_program(name: str, job: Job, comm: Communicator) -> Generator[Progress, None, None]:
+    """The program called `name`, for `job`."""
+    if name not in PROGRAMS:
+        raise JobError(f"unknown program {name!r}; choose one of {', '.join(PROGRAMS)}")
+    yield from PROGRAMS[name](job, comm)
