@@ -1,0 +1,39 @@
+"""Where an autoencoder starts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def geometric_median(rows: Tensor, *, iterations: int = 100, tolerance: float = 1e-5) -> Tensor:
+    """The point with the smallest summed distance to `rows` [m, D], by Weiszfeld's iteration from their mean.
+
+    Stops once a step is below `tolerance` of the median distance. Distances below a thousandth of the median distance
+    count as that, so that a row at the iterate neither gives NaN nor holds the iterate there.
+    """
+    centre = rows.mean(0)
+    for _ in range(iterations):
+        distance = torch.linalg.vector_norm(rows - centre, dim=1)
+        spread = distance.median()
+        if spread == 0:  # half of all rows are this point: no other is closer to all
+            break
+        weight = 1 / distance.clamp(min=1e-3 * float(spread))
+        new = (weight @ rows) / weight.sum()
+        moved = torch.linalg.vector_norm(new - centre)
+        centre = new
+        if moved <= tolerance * spread:
+            break
+    return centre
+
+
+def root_dim_scale(rows: Tensor) -> float:
+    """The factor that gives `rows` [m, D] a mean norm of sqrt(D); 1 where all rows are zero."""
+    mean = float(torch.linalg.vector_norm(rows, dim=1).mean())
+    return rows.shape[1] ** 0.5 / mean if mean > 0 else 1.0
+
+
+def unit_rows(weights: Tensor) -> Tensor:
+    """`weights` [H, D] with rows of norm 1 (rows of zeros stay)."""
+    norm = torch.linalg.vector_norm(weights, dim=1, keepdim=True)
+    return weights / norm.clamp(min=torch.finfo(weights.dtype).tiny)
