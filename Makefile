@@ -26,7 +26,7 @@ browser:  # the tests of the Prefect pages need a real browser
 	  else echo "note: the browser tests will be skipped; for them: sudo apt-get install chromium chromium-driver"; fi; }
 
 demo: $(STAMP)  ## photographs -> data set -> dictionary on two Ray workers -> version 1 -> picture
-	$(BIN)/python examples/photographs.py
+	examples/photographs.sh
 
 test: $(STAMP) browser  ## all tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not e2e"
