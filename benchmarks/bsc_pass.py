@@ -11,9 +11,7 @@ import argparse
 import time
 
 import numpy as np
-import sparsefleet  # noqa: F401 - sets how OpenMP threads wait, before torch starts them
 import torch
-
 from sparsefleet.models import Batch, Stage, make_model
 
 DIM, ATOMS, BLOCK = 256, 300, 4096
@@ -59,7 +57,10 @@ def main() -> None:
         one_pass()
         rate = options.rows / seconds(one_pass, options.repeats)
         bound = gflops * 1e9 / model.flops(DIM)
-        print(f"{dtype}: product {gflops:6.1f} GFLOP/s -> bound {bound:9,.0f} points/s; pass {rate:9,.0f} points/s = {rate / bound:.1%}")
+        print(
+            f"{dtype}: product {gflops:6.1f} GFLOP/s -> bound {bound:9,.0f} points/s; "
+            f"pass {rate:9,.0f} points/s = {rate / bound:.1%}"
+        )
 
 
 if __name__ == "__main__":

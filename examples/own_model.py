@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from sparsefleet.models import Batch, Codes, Model, Params, Probe, Schedule, Stage, Stats
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

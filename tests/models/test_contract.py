@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from sparsefleet.models import MODELS, TRAINING, Batch, ModelError, Probe, Stage, load_model_class, make_model
 
 ROWS, DIM, ATOMS = 60, 7, 12

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from sparsefleet.models import ModelError, Schedule, Stage
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from sparsefleet.storage import create_dataset
 
 MakeData = Callable[..., str]

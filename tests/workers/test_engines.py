@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-
 from sparsefleet.models import ModelError
 from sparsefleet.storage import ArtifactStore, open_dataset
 from sparsefleet.workers import EncodeJob, EngineError, JobError, LearnJob, run
@@ -165,12 +164,17 @@ def test_an_error_in_a_worker_keeps_its_words(make_data, tmp_path, own, engine):
 def test_restarts_are_bounded(make_data, tmp_path, own, engine):
     job = LearnJob.parse({
         "data": make_data(), "model": "own_mean:Mean", "atoms": 3, "module_path": own, "settings": {"pause": 0.05},
-        "engine": engine, "workers": 2, "threads": 1, "restarts": 0, "store": str(tmp_path / "store"), "report_seconds": 0,
+        "engine": engine, "workers": 2, "threads": 1, "restarts": 0, "report_seconds": 0,
+        "store": str(tmp_path / "store"),
     })  # fmt: skip
-    with pytest.raises(EngineError, match="run the same job again"):
+
+    def follow() -> None:
         for message in run("learn", job):
             if message.kind == "step":
                 os.kill(_workers(engine)[0].pid, signal.SIGKILL)
+
+    with pytest.raises(EngineError, match="run the same job again"):
+        follow()
 
 
 @e2e
@@ -215,9 +219,8 @@ def test_encode_writes_the_same_codes(make_data, tmp_path, engine):
 
 
 def test_the_same_job_again_continues(make_data, tmp_path, own):
-    job = {
-        "data": make_data(), "model": "own_mean:Mean", "atoms": 3, "passes": 30, "module_path": own, "commit_seconds": 0,
-    }  # fmt: skip
+    job = {"data": make_data(), "model": "own_mean:Mean", "atoms": 3, "passes": 30, "module_path": own}
+    job["commit_seconds"] = 0
     whole = learn(job, "local", tmp_path / "whole")
     typed = LearnJob.parse({**job, "store": str(tmp_path / "broken"), "report_seconds": 0})
     first = run("learn", typed)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from sparsefleet.models import Schedule, make_model
 from sparsefleet.storage import create_dataset, open_dataset
 from sparsefleet.workers.communicator import Solo

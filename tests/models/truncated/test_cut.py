@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
 from sparsefleet.models import Stage
 from sparsefleet.models.truncated.cut import ROUNDS, histogram, kept, narrow, order_key
 

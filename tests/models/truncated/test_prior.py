@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
-
 from sparsefleet.models.truncated.prior import mass_and_mean, truncated_pi
 
 

@@ -1,0 +1,58 @@
+"""Peak memory of learning as the data set grows: it must stay flat, and below what `plan` predicts.
+
+Each size is learned in a process of its own with the same memory limit; the peak resident size is compared with the
+plan's figure.
+
+    python benchmarks/memory.py [--rows 100000 1000000 10000000]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from sparsefleet.storage import choose_layout, create_dataset
+
+DIM, LIMIT_GIB = 64, 1.5
+
+CHILD = f"""
+import json, resource, sys
+import sparsefleet
+from sparsefleet.workers import LearnJob, run
+from sparsefleet.workers.plan import plan
+job = LearnJob(data=sys.argv[1], atoms=100, passes=2, store=sys.argv[2], memory_gib={LIMIT_GIB}, threads=1)
+predicted = plan(job).memory_bytes_per_worker
+*_, last = run("learn", job)
+print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, last.rows_per_second]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    options = parser.parse_args()
+    print(f"bsc D={DIM} H=100, 2 passes, limit {LIMIT_GIB} GiB per worker")
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            shard_rows, chunk_rows = choose_layout(rows, 4 * DIM)
+            writer = create_dataset(
+                f"{folder}/rows.zarr", rows=rows, arrays={"data": ((DIM,), "float32")}, shard_rows=shard_rows,
+                chunk_rows=chunk_rows, attributes={"kind": "dense"},
+            )  # fmt: skip
+            for shard in writer.shards():
+                block = np.random.default_rng(shard.index).normal(size=(shard.stop - shard.start, DIM))
+                writer.write(shard, data=block.astype(np.float32))
+            writer.finish()
+            command = [sys.executable, "-c", CHILD, f"{folder}/rows.zarr", f"{folder}/store"]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            predicted, peak, rate = json.loads(said.splitlines()[-1])
+            print(
+                f"N={rows:>10,} ({rows * DIM * 4 / 2**20:7,.0f} MiB): peak {peak / 2**20:6,.0f} MiB, "
+                f"predicted {predicted / 2**20:6,.0f} MiB, {rate:9,.0f} rows/s"
+            )
+
+
+if __name__ == "__main__":
+    main()
