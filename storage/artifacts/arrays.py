@@ -1,0 +1,87 @@
+"""Arrays inside a commit: checked on the way in, chunked along the first axis, each chunk with its own crc32c."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+from zarr.codecs import Crc32cCodec
+
+from ..errors import BadData
+from .names import check_keys
+
+Arrays = dict[str, NDArray[Any]]
+
+PARAMS, HISTORY, FIGURES = "params", "history", "figures"
+CHUNK_BYTES = 8 * 2**20
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def checked_params(arrays: Mapping[str, ArrayLike]) -> Arrays:
+    """Arrays in native byte order and C order; BadData for what is not made of numbers."""
+    check_keys(list(arrays), "an array")
+    out: Arrays = {}
+    for key, value in arrays.items():
+        array = np.asarray(value, order="C")
+        if array.dtype.kind not in "biufc":
+            raise BadData(f"array {key!r} has dtype {array.dtype}: only numbers can be kept")
+        out[key] = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return out
+
+
+def checked_history(history: Mapping[str, ArrayLike]) -> Arrays:
+    """Metrics over steps as 1-D float64 arrays; BadData for other shapes."""
+    check_keys(list(history), "a metric")
+    out: Arrays = {}
+    for key, value in history.items():
+        array = np.asarray(value, dtype=np.float64, order="C")
+        if array.ndim != 1:
+            raise BadData(f"history {key!r} has shape {array.shape}: give one number per step")
+        out[key] = array
+    return out
+
+
+def checked_figures(figures: Mapping[str, bytes]) -> Arrays:
+    """PNG files as arrays of uint8; BadData for other content."""
+    for name, content in figures.items():
+        if not content.startswith(PNG):
+            raise BadData(f"figure {name!r} is not a PNG")
+    return {name: np.frombuffer(content, np.uint8) for name, content in figures.items()}
+
+
+def below(folder: str, arrays: Arrays) -> Arrays:
+    """The same arrays under their path in a commit."""
+    return {f"{folder}/{key}": array for key, array in arrays.items()}
+
+
+def create_array(group: zarr.Group, key: str, array: NDArray[Any], *, overwrite: bool = False) -> None:
+    """Puts a new array into a group."""
+    rows = CHUNK_BYTES * (array.shape[0] if array.ndim else 1) // max(1, array.nbytes)
+    chunks = tuple(max(1, size) for size in (min(rows, *array.shape[:1]), *array.shape[1:])) if array.ndim else ()
+    made = group.create_array(
+        key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=[Crc32cCodec()], overwrite=overwrite
+    )
+    if array.size:
+        made[...] = array
+
+
+def read_arrays(group: zarr.Group, folder: str = "") -> Arrays:
+    """All arrays of a group, or of a folder in it, by their key; none when there is no such folder."""
+    found = group.get(folder) if folder else group
+    if not isinstance(found, zarr.Group):
+        return {}
+    members = found.members(max_depth=None)
+    return {key: np.asarray(member[...]) for key, member in sorted(members) if isinstance(member, zarr.Array)}
+
+
+def checksum(array: NDArray[Any]) -> str:
+    """sha256 of dtype, shape and values."""
+    head = f"{array.dtype.newbyteorder('<').str}{array.shape}".encode()
+    values = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    digest = hashlib.sha256(head)
+    digest.update(values.reshape(-1).view(np.uint8).data)
+    return f"sha256:{digest.hexdigest()}"
