@@ -11,8 +11,8 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# Read when torch loads its OpenMP runtime. Threads that spin at the end of every parallel region cost nothing on an idle
-# machine and a factor of ten where another process wants the same cores.
+# Read when torch loads its OpenMP runtime. Threads that spin at the end of every parallel region cost nothing on an
+# idle machine and a factor of ten where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PUBLIC = {
