@@ -15,7 +15,7 @@ setup: $(STAMP)  ## make .venv with everything that development needs
 $(STAMP): pyproject.toml setup.py constraints-dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or name another: make PYTHON=…"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt "setuptools>=77" wheel torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt --no-build-isolation -e ".[all,mpich,photos,dev]"
 	touch $(STAMP)
 
