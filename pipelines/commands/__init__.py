@@ -1,0 +1,1 @@
+"""One file a command; the table in cli.py names them. Each has `command`, a click command."""

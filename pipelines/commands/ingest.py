@@ -1,0 +1,88 @@
+"""`sparsefleet ingest images|arrays`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ...storage.ingest import ArraysSource, ImagesSource
+from ..console import JSON, duration, emit, pairs, say, size
+from ..flags import job_flags, read_job
+from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
+
+SOURCES = click.argument("sources", nargs=-1, metavar="SOURCE...")
+
+
+@click.group()
+def command() -> None:
+    """Turn photographs or arrays into a data set: rows in shards, checked and described.
+
+    A data set that was interrupted is continued by the same command.
+    """
+
+
+@command.command()
+@SOURCES
+@job_flags(ImagesSource, skip=("kind", "sources"), bare={"whiten": "zca"})
+@DRY_RUN
+@FLOW
+@SUBMIT
+@JSON
+def images(**given: Any) -> None:
+    """Cut patches out of images (files, folders or patterns), remove their mean and whiten them.
+
+    \b
+    Example:
+      sparsefleet ingest images photos/*.jpg --patch 16 --rows 50000 --whiten --out data/patches.zarr
+    """
+    _ingest(ImagesSource, given)
+
+
+@command.command()
+@SOURCES
+@job_flags(ArraysSource, skip=("kind", "sources"))
+@DRY_RUN
+@FLOW
+@SUBMIT
+@JSON
+def arrays(**given: Any) -> None:
+    """Take rows from .npy, .npz, HDF5 or Parquet files, larger than memory if need be.
+
+    \b
+    Examples:
+      sparsefleet ingest arrays measurements.npy --out data/rows.zarr
+      sparsefleet ingest arrays run.h5::spectra run.npz::x table.parquet::a,b,c --out data/rows.zarr
+    """
+    _ingest(ArraysSource, given)
+
+
+def _ingest(cls: type[ImagesSource] | type[ArraysSource], given: dict[str, Any]) -> None:
+    job = read_job(cls, given)
+    if handed_on(job, given):
+        return
+    if given["dry_run"]:
+        _dry_run(job, given["as_json"])
+        return
+    result = run_or_submit("ingest", job, given, title="ingest", again="run the same command again to continue")
+    if result is None:
+        return
+
+    def show() -> None:
+        made = f"{result.rows:,} rows of {result.dim} ({result.dtype}) in {result.shards} shards"
+        click.echo(f"{result.uri}: {made}, {duration(result.seconds)}")
+        say(f"next: sparsefleet learn --data {job.out} --model bsc --atoms 100 --dry-run")
+
+    emit(result.to_dict(), given["as_json"], show)
+
+
+def _dry_run(job: ImagesSource | ArraysSource, as_json: bool) -> None:
+    from ..ingesting import dry_run
+
+    found = dry_run(job)
+
+    def show() -> None:
+        pairs(found | {"bytes": size(found["bytes"])})
+        say("nothing was written; next: the same command without --dry-run")
+
+    emit(found, as_json, show)

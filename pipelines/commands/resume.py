@@ -1,0 +1,85 @@
+"""`sparsefleet resume RUN`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..connection import client, find_api
+from ..console import JSON, STORE, duration, emit, say
+from .shared import FLOW
+
+
+@click.command()
+@click.argument("run")
+@STORE
+@FLOW
+@JSON
+def command(run: str, store: str, flow: bool, as_json: bool) -> None:
+    """Continue a run that did not finish.
+
+    RUN is a run of the store (as `sparsefleet status` lists them), which continues here, or a flow run (name, id or
+    beginning of an id): one that was submitted is handed to its workers again, another one continues here.
+    """
+    job = _from_store(run, store)
+    if job is not None:
+        _continue("learn", job, flow, as_json)
+        return
+    _from_prefect(run, flow, as_json)
+
+
+def _from_store(run: str, store: str) -> dict[str, Any] | None:
+    from ...storage import ArtifactStore, NotFound
+
+    try:
+        found = ArtifactStore(store, create=False).runs()
+    except NotFound:
+        return None
+    return next((r.job | {"store": store} for r in found if r.run_id == run), None)
+
+
+def _from_prefect(run: str, flow: bool, as_json: bool) -> None:
+    from .. import runs
+    from ..errors import PipelineError
+
+    api = find_api()
+    if api is None:
+        raise PipelineError(f"no unfinished run {run!r} in this store, and no Prefect server is running to ask")
+    with client(api) as prefect:
+        found = runs.find(prefect, run)
+        program = prefect.read_flow(found.flow_id).name
+        if found.deployment_id is not None:
+            runs.retry(prefect, found)
+    if found.deployment_id is None:
+        if found.state is not None and found.state.is_completed():
+            raise PipelineError(f"run {found.name!r} has completed; there is nothing to resume")
+        _continue(program, found.parameters["params"], flow, as_json)
+        return
+    emit(
+        {"id": str(found.id), "name": found.name, "submitted": True},
+        as_json,
+        lambda: click.echo(f"{found.name} waits for a worker; sparsefleet logs -f {str(found.id)[:8]}"),
+    )
+
+
+def _continue(program: str, values: dict[str, Any], flow: bool, as_json: bool) -> None:
+    from ...storage.ingest import INGESTS
+    from ...workers.job import EncodeJob, LearnJob
+    from ..flags import parse_job
+    from ..running import run
+
+    classes: Any = {"learn": LearnJob, "encode": EncodeJob}
+    job = parse_job(classes.get(program) or INGESTS[values["kind"]].job, values)
+    name = getattr(job, "name", program)
+    programs: Any = program
+    result = run(programs, job, title=name, flow=flow, again="resume it again to continue")
+
+    def show() -> None:
+        facts = result.to_dict()
+        click.echo(
+            f"{facts.get('version') or facts.get('out') or facts.get('uri')} finished, {duration(facts['seconds'])}"
+        )
+        say("next: sparsefleet status")
+
+    emit(result.to_dict(), as_json, show)

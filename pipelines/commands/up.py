@@ -1,0 +1,39 @@
+"""`sparsefleet up`."""
+
+from __future__ import annotations
+
+import click
+
+from ..console import JSON, emit, say
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; other machines need yours.")
+@click.option("--port", type=int, help="By default 4200, or the next free port.")
+@click.option("--worker/--no-worker", default=True, help="Also start a worker for the work pool 'local'.")
+@JSON
+def command(host: str, port: int | None, worker: bool, as_json: bool) -> None:
+    """Start the local Prefect server with its UI, and a worker; do nothing if they run.
+
+    It listens on this machine only, keeps its database in its own folder and tells nobody. From then on, `ingest`,
+    `learn` and `encode` run as flows that the UI shows.
+    """
+    from .. import server
+    from ..connection import Api
+    from ..submitting import PROGRAMS, register
+
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"warning: whoever reaches {host} can run flows on this machine")
+    before = server.describe(server.running())
+    if not before["running"]:
+        say("starting the Prefect server (the first time takes a little longer) …")
+    local = server.up(host, port, worker=worker)
+    if worker and "worker" not in before.get("processes", ()):
+        for program in PROGRAMS:
+            register(program, server.POOL, Api(local.api, local.home))
+
+    def show() -> None:
+        click.echo(f"UI: {local.url}")
+        say("next: sparsefleet learn … (shown in the UI), or with --submit local; sparsefleet down stops it")
+
+    emit(server.describe(local), as_json, show)

@@ -1,0 +1,137 @@
+"""Encoding a data set under a published dictionary. Plain functions; flows.py wraps them for Prefect."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models import Batch
+from ..storage import ArtifactStore, Dataset, open_dataset
+from ..workers.errors import JobError
+from ..workers.job import EncodeJob
+from ..workers.start import Dictionary, load_dictionary
+from . import report
+from .learning import Fit, fit
+from .paths import absolute, make_importable
+from .reporter import Reporter, silent
+
+SHOWN = 16
+DRY_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """A data set of codes, and how it came about."""
+
+    out: str
+    rows: int
+    dictionary: str
+    fit: Fit
+    figures: dict[str, bytes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the pictures left out."""
+        return {
+            "out": self.out,
+            "rows": self.rows,
+            "dictionary": self.dictionary,
+            "seconds": self.fit.seconds,
+            "metrics": self.fit.metrics,
+        }
+
+
+def encode(job: EncodeJob, reporter: Reporter = silent) -> EncodeResult:
+    """Write the sparse codes of a data set as a data set of indices and values. The same call continues.
+
+    Args:
+        job: which data, under which dictionary, where to.
+        reporter: receives the run's messages.
+
+    Raises:
+        JobError, ModelError, StorageError: the job cannot be done as it is; nothing was started.
+        EngineError: the workers failed; shards that are done stay done.
+    """
+    job = check(job)
+    return finish(job, fit(job, reporter, "encode"))
+
+
+def check(job: EncodeJob) -> EncodeJob:
+    """The job with absolute addresses and the dictionary's version pinned, if it can be done.
+
+    Raises:
+        JobError, StorageError: it cannot; the message says why.
+    """
+    job = absolute(job)
+    make_importable(job.module_path)
+    data = open_dataset(job.data)
+    if data.kind != "dense":
+        raise JobError(f"data={job.data!r} holds codes already; encoding needs a data set of rows")
+    if job.out == job.data:
+        raise JobError(f"out={job.out!r} is the data set itself; choose another place for the codes")
+    version = ArtifactStore(job.store, create=False).resolve(job.dictionary)
+    return job.model_copy(update={"dictionary": version.ref})
+
+
+def finish(job: EncodeJob, fit: Fit) -> EncodeResult:
+    """Open the codes and draw what the first of them give back."""
+    codes = open_dataset(job.out)
+    picture = _picture(job, open_dataset(job.data), codes)
+    return EncodeResult(codes.uri, codes.rows, job.dictionary, fit, {"codes.png": picture} if picture else {})
+
+
+def dry_run(job: EncodeJob) -> dict[str, Any]:
+    """What would be written, and the codes of the first rows; nothing is kept.
+
+    Raises:
+        JobError, ModelError, StorageError: as `encode`.
+    """
+    job = check(job)
+    data = open_dataset(job.data)
+    found = load_dictionary(job)
+    rows = min(data.rows, DRY_ROWS)
+    check_fits(found, data)
+    x = torch.from_numpy(np.ascontiguousarray(data.read(0, rows))).to(found.model.torch_dtype)
+    begun = time.monotonic()
+    codes = found.model.encode(found.params, Batch(x))
+    speed = rows / max(time.monotonic() - begun, 1e-9)
+    return {
+        "data": data.uri,
+        "dictionary": found.ref,
+        "out": job.out,
+        "rows": data.rows,
+        "shards": len(data.shards()),
+        "trial_rows": rows,
+        "entries_per_row": float((codes.indices >= 0).sum()) / rows,
+        "rows_per_second": speed,
+        "seconds": data.rows / speed / job.workers,
+    }
+
+
+def check_fits(found: Dictionary, data: Dataset) -> None:
+    """Raises JobError where the dictionary was learned for rows of another length."""
+    dim = found.model.dictionary(found.params).shape[0]
+    if dim != data.dim:
+        raise JobError(
+            f"dictionary {found.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"
+        )
+
+
+def _picture(job: EncodeJob, data: Dataset, codes: Dataset) -> bytes | None:
+    if data.patch_shape is None:
+        return None
+    found = load_dictionary(job)
+    atoms = found.model.dictionary(found.params).double().cpu().numpy()
+    starts = np.linspace(0, codes.rows - 1, min(SHOWN, codes.rows)).astype(int)
+    rows = np.concatenate([data.read(i, i + 1) for i in starts]).astype(np.float64)
+    indices = np.concatenate([codes.read(i, i + 1, "indices") for i in starts])
+    values = np.concatenate([codes.read(i, i + 1, "values") for i in starts])
+    dense = np.zeros((len(starts), atoms.shape[1]))
+    for k in range(indices.shape[1]):
+        some = indices[:, k] >= 0
+        dense[some, indices[some, k]] += values[some, k]
+    rebuilt = dense @ atoms.T
+    return report.codes_picture(data.to_pixels(rows.T).T, data.to_pixels(rebuilt.T).T, data.patch_shape)

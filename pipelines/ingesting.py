@@ -1,0 +1,91 @@
+"""Turning sources into a data set. A plain function; flows.py wraps it for Prefect."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..storage import Dataset
+from ..storage.ingest import ingest as make
+from ..workers.progress import Progress
+from .paths import absolute
+from .reporter import Reporter, silent
+
+if TYPE_CHECKING:
+    from ..storage.ingest.arrays import ArraysSource
+    from ..storage.ingest.images import ImagesSource
+
+DRY_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """A finished data set."""
+
+    uri: str
+    rows: int
+    dim: int
+    dtype: str
+    fingerprint: str
+    shards: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def ingest(job: ImagesSource | ArraysSource, reporter: Reporter = silent) -> IngestResult:
+    """Make the data set that `job` describes; a call that was interrupted goes on where it was.
+
+    Raises:
+        StorageError: a source is missing or cannot be used, or the output exists.
+    """
+    begun = time.monotonic()
+
+    def progress(done: int, total: int, what: str) -> None:
+        seconds = time.monotonic() - begun
+        reporter(Progress(kind="step", step=done, steps=total, seconds=seconds, message=what))
+
+    data: Dataset = make(absolute(job), progress)
+    seconds = time.monotonic() - begun
+    shards = len(data.shards())
+    reporter(Progress(kind="done", step=shards, steps=shards, seconds=seconds, message="finished"))
+    return IngestResult(data.uri, data.rows, data.dim, str(data.dtype), data.fingerprint, shards, seconds)
+
+
+def dry_run(job: ImagesSource | ArraysSource) -> dict[str, Any]:
+    """What the data set would be, from a look at the sources and some rows; nothing is kept.
+
+    Raises:
+        StorageError: as `ingest`.
+    """
+    job = absolute(job)
+    return _try_images(job) if job.kind == "images" else _try_arrays(job)
+
+
+def _try_images(job: ImagesSource) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-") as folder:
+        rows = min(job.rows, DRY_ROWS)
+        data = make(job.model_copy(update={"out": f"{folder}/trial.zarr", "rows": rows}))
+        block = data.read(0, rows)
+    layout = {"rows": job.rows, "dim": data.dim, "dtype": str(data.dtype), "bytes": job.rows * data.dim * 4}
+    return layout | {"trial_rows": rows, "mean": float(block.mean()), "std": float(block.std())}
+
+
+def _try_arrays(job: ArraysSource) -> dict[str, Any]:
+    from ..storage.ingest.arrays import Gather
+    from ..storage.ingest.sources import find_sources, open_sources
+    from ..storage.layout import Shard
+
+    with (
+        tempfile.TemporaryDirectory(prefix="sparsefleet-") as folder,
+        open_sources(find_sources(job.sources), f"{folder}/trial.zarr") as matrices,
+    ):
+        gather = Gather(matrices, job)
+        rows = min(gather.shard_rows, gather.rows)
+        block = gather.block(Shard(0, 0, rows))
+    layout = {"rows": gather.rows, "dim": gather.dim, "dtype": job.dtype, "bytes": gather.rows * block[:1].nbytes}
+    return layout | {"trial_rows": rows, "mean": float(block.mean()), "std": float(block.std())}

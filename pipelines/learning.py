@@ -1,0 +1,202 @@
+"""Learning a dictionary, from a checked job to a published version. Plain functions; flows.py wraps them for Prefect.
+
+learn = check, fit (owns the workers), publish
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..models import TRAINING
+from ..storage import ArtifactStore, Dataset, open_dataset
+from ..workers import engines
+from ..workers.errors import EngineError, JobError
+from ..workers.job import Job, LearnJob
+from ..workers.progress import Progress
+from . import report
+from .metrics import ordered
+from .paths import absolute, make_importable
+from .reporter import Reporter, silent
+
+DRY_ROWS = 4096
+DRY_PASSES = 4
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the workers did: enough to find their result in the store."""
+
+    run_id: str
+    step: int
+    seconds: float
+    metrics: dict[str, float]
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
+class LearnResult:
+    """A published version, and how it came about."""
+
+    name: str
+    number: int
+    snapshot: str
+    store: str
+    fit: Fit
+    figures: dict[str, bytes]
+
+    @property
+    def ref(self) -> str:
+        """NAME@NUMBER."""
+        return f"{self.name}@{self.number}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the pictures left out."""
+        return {
+            "version": self.ref,
+            "snapshot": self.snapshot,
+            "store": self.store,
+            "run": self.fit.run_id,
+            "steps": self.fit.step,
+            "seconds": self.fit.seconds,
+            "metrics": self.fit.metrics,
+            "figures": sorted(self.figures),
+        }
+
+
+def learn(job: LearnJob, reporter: Reporter = silent) -> LearnResult:
+    """Learn a dictionary and publish it as a version. The same call continues a run that was interrupted.
+
+    Args:
+        job: what to learn, from which data, where.
+        reporter: receives the run's messages.
+
+    Raises:
+        JobError, ModelError, StorageError: the job cannot be done as it is; nothing was started.
+        EngineError: the workers failed; what was committed is kept.
+    """
+    job = check(job)
+    return publish(job, fit(job, reporter))
+
+
+def check(job: LearnJob) -> LearnJob:
+    """The job with absolute addresses, if it can be done: model, schedule, data, memory and start values are looked at.
+
+    Raises:
+        JobError, ModelError, StorageError: it cannot; the message says why.
+    """
+    from ..workers.plan import plan
+
+    job = absolute(job)
+    make_importable(job.module_path)
+    data = open_dataset(job.data)
+    if data.kind != "dense":
+        raise JobError(
+            f"data={job.data!r} holds codes; learning needs a data set of rows, as `sparsefleet ingest` makes"
+        )
+    plan(job)
+    return job
+
+
+def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
+    """Run a job's workers to the end; they are gone when this returns or raises."""
+    last: Progress | None = None
+    with closing(engines.run(program, job)) as messages:
+        for last in messages:
+            reporter(last)
+    if last is None or last.kind != "done":
+        raise EngineError(f"engine {job.engine!r} ended without a result; run the same command again to continue")
+    step = int(last.result.get("step", last.step))
+    metrics = {name: last.metrics[name] for name in ordered(last.metrics) if name != "seconds"}
+    return Fit(str(last.result.get("run_id", last.run_id)), step, last.seconds, metrics, last.rows_per_second)
+
+
+def publish(job: LearnJob, fit: Fit) -> LearnResult:
+    """Make a finished run's last commit a version of `job.name`, point the aliases at it, drop the run's branch."""
+    store = ArtifactStore(job.store)
+    run = store.run(fit.run_id)
+    found = run.latest()
+    if found is None:
+        raise EngineError(f"run {fit.run_id} left no commit in {job.store}; was the store changed meanwhile?")
+    data = open_dataset(job.data)
+    arrays = {n: a for n, a in found.arrays.items() if not n.startswith(TRAINING)}
+    history = {n: np.asarray(v) for n, v in found.history.items()}
+    figures = pictures(job, data, found.arrays, history)
+    parents = [] if job.init is None or job.init.endswith(".npz") else [job.init]
+    card = make_card(job, data, fit, history, parents)
+    version = store.publish(job.name, arrays=arrays, card=card, history=history, figures=figures)
+    for alias in job.aliases:
+        store.set_alias(job.name, alias, f"{job.name}@{version.number}")
+    run.drop()
+    return LearnResult(job.name, version.number, version.snapshot, job.store, fit, figures)
+
+
+def pictures(job: LearnJob, data: Dataset, params: Arrays, history: Arrays) -> dict[str, bytes]:
+    """`atoms.png` and `convergence.png`; without matplotlib only tiles."""
+    tensors = {n: torch.from_numpy(np.array(a)) for n, a in params.items()}
+    atoms = job.build_model().dictionary(tensors).double().cpu().numpy()
+    usage = report.usage_of(params, job.atoms)
+    shape = data.patch_shape
+    seen = data.to_pixels(atoms) if shape is not None else atoms
+    # Matplotlib is an extra: a version without plots is better than a run without a version.
+    plots = report.can_plot()
+    atoms_png = report.atoms_picture(seen, shape, usage) if plots or shape is not None else None
+    convergence_png = report.convergence_picture(history) if plots else None
+    found = {"atoms.png": atoms_png, "convergence.png": convergence_png}
+    return {name: png for name, png in found.items() if png is not None}
+
+
+def make_card(job: LearnJob, data: Dataset, fit: Fit, history: Arrays, parents: list[str]) -> dict[str, Any]:
+    """Everything that one needs to know, or to make it again."""
+    model = job.build_model()
+    seconds = float(history["seconds"][-1]) if "seconds" in history and len(history["seconds"]) else fit.seconds
+    return {
+        "kind": "dictionary",
+        "job": job.to_dict(),
+        "model": {"name": job.model, **model.describe()},
+        "schedule": job.build_schedule(model).to_dict(),
+        "data": {"uri": data.uri, "fingerprint": data.fingerprint, "rows": data.rows, "dim": data.dim},
+        "parents": parents,
+        "run": {"id": fit.run_id, "updates": fit.step},
+        "engine": {"name": job.engine, "workers": job.workers, "device": job.device},
+        "seed": job.seed,
+        "wall_seconds": seconds,
+        "metrics": fit.metrics,
+        "licence": {"dictionary": job.licence} if job.licence else {},
+        "notes": job.notes,
+    }
+
+
+def dry_run(job: LearnJob, reporter: Reporter = silent) -> Fit:
+    """A few passes over the first rows on this machine, in a store that is thrown away: real metrics, nothing kept.
+
+    Raises:
+        JobError, ModelError, StorageError: the job could not be done either.
+    """
+    job = check(job)
+    schedule = job.build_schedule(job.build_model())
+    rows = min(job.rows or DRY_ROWS, DRY_ROWS)
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-") as folder:
+        changes: dict[str, Any] = {
+            "store": str(Path(folder) / "store"),
+            "rows": rows,
+            "passes": min(schedule.passes, DRY_PASSES),
+            "batch_rows": min(schedule.batch_rows, max(rows // 4, 1)),
+            "engine": "local",
+            "workers": 1,
+            "report_seconds": 0.0,
+        }
+        if job.init is not None and not job.init.endswith(".npz"):
+            changes["init"] = str(Path(folder) / "init.npz")
+            start: dict[str, Any] = dict(ArtifactStore(job.store, create=False).load(job.init).arrays)
+            np.savez(changes["init"], allow_pickle=False, **start)
+        return fit(job.model_copy(update=changes), reporter)

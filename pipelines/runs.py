@@ -1,0 +1,141 @@
+"""Runs as the Prefect server and the artifact store know them: find, show, follow, cancel, continue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from .errors import PipelineError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, Log
+
+FLOWS = ("learn", "encode", "ingest")
+RECENT = 200
+POLL_SECONDS = 1.0
+
+
+def recent(prefect: SyncPrefectClient, limit: int = 20) -> list[FlowRun]:
+    """The newest flow runs of our flows."""
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
+    return prefect.read_flow_runs(flow_filter=ours, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=limit)
+
+
+def find(prefect: SyncPrefectClient, run: str) -> FlowRun:
+    """The flow run of this name (the newest), id or beginning of an id.
+
+    Raises:
+        PipelineError: there is none, or several ids begin so.
+    """
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    newest = FlowRunSort.EXPECTED_START_TIME_DESC
+    try:
+        by_id = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run)]))
+        found = prefect.read_flow_runs(flow_run_filter=by_id)
+    except ValueError:
+        by_name = FlowRunFilter(name=FlowRunFilterName(any_=[run]))
+        found = prefect.read_flow_runs(flow_run_filter=by_name, sort=newest, limit=1)
+    if not found:
+        found = [r for r in recent(prefect, RECENT) if str(r.id).startswith(run.lower())]
+    if len(found) > 1:
+        raise PipelineError(
+            f"several runs begin with {run!r}: {', '.join(str(r.id)[:12] for r in found)}; write more of it"
+        )
+    if not found:
+        raise PipelineError(f"no flow run {run!r} (name, id or beginning of an id); see `sparsefleet status`")
+    return found[0]
+
+
+def summary(prefect: SyncPrefectClient, run: FlowRun) -> dict[str, Any]:
+    """A flow run as plain values."""
+    state = run.state
+    seconds = run.estimated_run_time.total_seconds()
+    return {
+        "id": str(run.id),
+        "name": run.name,
+        "state": state.name if state else "Pending",
+        "message": (state.message or "") if state else "",
+        "progress": _progress(prefect, run),
+        "seconds": round(seconds, 1),
+        "started": run.start_time.isoformat(timespec="seconds") if run.start_time else None,
+    }
+
+
+def log(prefect: SyncPrefectClient, run: FlowRun, *, follow: bool) -> Iterator[Log]:
+    """The run's log, oldest first; with `follow` also what comes, until the run has ended."""
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    ours = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    seen: set[UUID] = set()
+    offset = 0
+    while True:
+        ended = not follow or is_final(prefect.read_flow_run(run.id))
+        # The server writes in batches: entries may still arrive before ones already read, so re-read a little.
+        while batch := prefect.read_logs(ours, limit=RECENT, offset=offset):
+            fresh = [entry for entry in batch if entry.id not in seen]
+            seen.update(entry.id for entry in fresh)
+            yield from fresh
+            if len(batch) < RECENT:
+                break
+            offset += RECENT
+        if ended:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def cancel(prefect: SyncPrefectClient, run: FlowRun, wait_seconds: float) -> FlowRun:
+    """Ask for the end of a run and wait until it has ended, or the seconds are over.
+
+    Raises:
+        PipelineError: it has ended already.
+    """
+    from prefect.client.schemas.objects import State, StateType
+
+    if is_final(run):
+        raise PipelineError(f"run {run.name!r} has ended already: {run.state.name if run.state else ''}")
+    kind = StateType.CANCELLED if run.state is None or run.state.is_scheduled() else StateType.CANCELLING
+    prefect.set_flow_run_state(run.id, State(type=kind), force=False)
+    end = time.monotonic() + wait_seconds
+    while not is_final(run := prefect.read_flow_run(run.id)) and time.monotonic() < end:
+        time.sleep(0.5)
+    return run
+
+
+def retry(prefect: SyncPrefectClient, run: FlowRun) -> None:
+    """Let a worker run it again under the same id; it goes on from its last commit.
+
+    Raises:
+        PipelineError: it runs still, or has completed.
+    """
+    from prefect.states import AwaitingRetry
+
+    if not is_final(run):
+        raise PipelineError(
+            f"run {run.name!r} has not ended ({run.state.name if run.state else 'pending'}); it needs no resume"
+        )
+    if run.state is not None and run.state.is_completed():
+        raise PipelineError(f"run {run.name!r} has completed; there is nothing to resume")
+    prefect.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+
+
+def is_final(run: FlowRun) -> bool:
+    """Whether the run has ended, well or not."""
+    return run.state is not None and run.state.is_final()
+
+
+def _progress(prefect: SyncPrefectClient, run: FlowRun) -> float | None:
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+
+    of_run = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), key=ArtifactFilterKey(any_=["progress"])
+    )
+    found = prefect.read_artifacts(artifact_filter=of_run, limit=1)
+    return float(found[0].data) if found and isinstance(found[0].data, (int, float)) else None
