@@ -70,7 +70,8 @@ def plan(job: LearnJob) -> Plan:
         data_bytes=rows * data.dim * data.dtype.itemsize,
         workers=job.workers,
         threads=threads_of(job),
-        device=str(device_of(job)),
+        # Only here is the device this process's own; other engines look for theirs where they run.
+        device=str(device_of(job)) if job.engine == "local" else job.device,
         passes=schedule.passes,
         updates=schedule.passes * per_pass,
         batch_rows=schedule.batch_rows,

@@ -26,7 +26,7 @@ MAX_STRIPE = 1024
 class ArraysSource(BaseModel):
     """An ingest of matrices."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["arrays"] = "arrays"
     sources: Annotated[list[str], Field(min_length=1)]

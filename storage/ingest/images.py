@@ -36,7 +36,7 @@ REDRAWS = 200
 class ImagesSource(BaseModel):
     """An ingest of patches from photographs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["images"] = "images"
     sources: Annotated[list[str], Field(min_length=1)]
