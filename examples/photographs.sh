@@ -24,6 +24,6 @@ The run's page is kept: start the UI again with
   SPARSEFLEET_HOME=demo/home .venv/bin/sparsefleet up
 Try next
   .venv/bin/sparsefleet encode --data demo/patches.zarr --dictionary photographs --store demo/artifacts --out demo/codes.zarr
-  .venv/bin/sparsefleet learn --data demo/patches.zarr --model topk --atoms 256 --set model.k=8 --passes 10 --engine mpi --workers 2 --store demo/artifacts --name photographs-sae
+  .venv/bin/sparsefleet learn --data demo/patches.zarr --model topk --atoms 256 --set model.k=8 --passes 60 --engine mpi --workers 2 --store demo/artifacts --name photographs-sae
   .venv/bin/sparsefleet artifacts list --store demo/artifacts
 TXT

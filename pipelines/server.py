@@ -56,7 +56,7 @@ def state_folder() -> Path:
     """$SPARSEFLEET_HOME, or `sparsefleet` in the user's state folder."""
     own = os.environ.get("SPARSEFLEET_HOME")
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(own) if own else Path(state) / "sparsefleet"
+    return Path(own).absolute() if own else Path(state) / "sparsefleet"
 
 
 def running() -> Local | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from sparsefleet.models import ModelError
 from sparsefleet.workers import EncodeJob, JobError, LearnJob
 from sparsefleet.workers.job import JOBS, apply_assignments, parse_assignment
