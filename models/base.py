@@ -10,6 +10,7 @@ Shapes: N datapoints, n rows of one batch, D observed dimensions, H atoms, k ent
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
@@ -34,8 +35,8 @@ class Batch:
     """[n, D] rows, on the device and in the dtype that the model computes in; n may be 0."""
     start: int = 0
     """Index of the first row in the data set (updates per batch: in the batch): the key of a random stream."""
-    memo: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """What `survey` computed for these rows and `statistics` may use again; lives for one update."""
+    memo: MutableMapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What `survey` computed for these rows, [n, …] each, and `statistics` may use again; lives for one update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,10 @@ class Model(ABC):
     def memory(self, rows: int, dim: int) -> int:
         """Bytes that one worker needs at most for a batch of `rows` rows of `dim` dimensions, parameters and
         statistics included."""
+
+    def row_memory(self) -> int:
+        """Bytes that a worker keeps for every row of its share (what the surveys remember)."""
+        return 0
 
     def flops(self, dim: int) -> float:
         """Floating-point operations per datapoint and pass, for the plan; the dominant products only."""

@@ -58,7 +58,7 @@ def plan(job: LearnJob) -> Plan:
     schedule = job.build_schedule(model)
     rows = min(job.rows or data.rows, data.rows)
     per_pass = 1 if schedule.update_every == "pass" else max(1, round(rows / schedule.batch_rows))
-    need = model.memory(worker_batch(job, schedule), data.dim)
+    need = model.memory(worker_batch(job, schedule), data.dim) + model.row_memory() * math.ceil(rows / job.workers)
     feed = feed_budget(job, model, schedule, data)
     statistics = _statistics_bytes(model, data.dim)
     return Plan(
@@ -93,7 +93,8 @@ def feed_budget(job: LearnJob, model: Model, schedule: Schedule, data: Dataset) 
     """
     limit = memory_limit(job)
     batch = worker_batch(job, schedule)
-    need = PROCESS_BYTES + model.memory(batch, data.dim) + 4 * batch * data.dim * _itemsize(model)
+    remembered = model.row_memory() * math.ceil(min(job.rows or data.rows, data.rows) / job.workers)
+    need = PROCESS_BYTES + remembered + model.memory(batch, data.dim) + 4 * batch * data.dim * _itemsize(model)
     if need > limit:
         raise JobError(
             f"atoms={job.atoms:,} with {batch:,} rows of {data.dim:,} dimensions at once need "
