@@ -13,6 +13,11 @@ from .errors import ModelError
 
 MODELS = {
     "bsc": "sparsefleet.models.truncated.bsc:BSC",
+    "tsc": "sparsefleet.models.truncated.discrete:TSC",
+    "dsc": "sparsefleet.models.truncated.discrete:DSC",
+    "gsc": "sparsefleet.models.truncated.gsc:GSC",
+    "mca": "sparsefleet.models.truncated.maximal:MCA",
+    "mmca": "sparsefleet.models.truncated.maximal:MMCA",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
 }
 

@@ -24,6 +24,11 @@ class Case:
 
 CASES = [
     Case("bsc", {"h_prime": 5, "gamma": 3}),
+    Case("tsc", {"h_prime": 4, "gamma": 3, "offset": True, "select": "cosine"}),
+    Case("dsc", {"h_prime": 4, "gamma": 3, "values": [-1, 0, 1.5], "individual_priors": True}),
+    Case("gsc", {"h_prime": 5, "gamma": 3, "slab": "full", "noise": "diagonal"}),
+    Case("mca", {"h_prime": 5, "gamma": 3}),
+    Case("mmca", {"h_prime": 4, "gamma": 4, "superposition": "smooth"}),
     Case("topk", {"k": 3}),
 ]
 STAGE = Stage(step=3, steps=10, rows=ROWS)

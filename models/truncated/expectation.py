@@ -1,0 +1,224 @@
+"""What all models learned with Expectation Truncation share: candidates, annealing, data cut, start values, codes.
+
+Lücke & Eggert, Expectation Truncation and the Benefits of Preselection, JMLR 11, 2010. A model adds its joints, its
+statistics and its M-step.
+
+Schedules of these models may set
+    T            temperature of the posterior (1: none),
+    ncut         strength of the data cut in [0, 1]: points that need more than γ atoms leave the M-step,
+    partial      share of the points used in an update, drawn anew for each,
+    W_noise, pi_noise, sigma_noise
+                 standard deviation of the noise added to W, π and σ after an update; none after the last one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import floor, isfinite
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..base import Batch, Codes, Model, Params, Probe, Stats
+from ..errors import ModelError
+from ..schedule import Schedule, Stage
+from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
+from .states import count_states
+
+PI_BOUND = 1e-5
+# exp of a difference below -80 is a float32 denormal: it costs ten times an ordinary exp and adds nothing to a sum.
+LOWEST_LOG = {torch.float32: -80.0, torch.float64: -700.0}
+# Above this score-to-noise ratio the rounding of float32 joints exceeds 0.01 nats.
+FLOAT32_LIMIT = 1e5
+SMALLEST_CODE = 1e-4
+NOISE_KEY = -1 % 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncated(Model):
+    """A model whose posterior is evaluated on few states, chosen per datapoint."""
+
+    h_prime: int = 8
+    """Candidate atoms per datapoint (H'); all atoms where there are fewer."""
+    gamma: int = 5
+    """Most active atoms in an evaluated state (γ)."""
+    anneal_prior: bool = False
+    """Whether the temperature also flattens the prior."""
+    start: Literal["mean", "data"] = "mean"
+    """Atoms start at the data's mean plus noise, or at datapoints drawn at random."""
+
+    ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
+
+    def __post_init__(self) -> None:
+        Model.__post_init__(self)
+        if self.h_prime < 1:
+            raise ModelError(f"h_prime={self.h_prime}: at least one candidate is needed")
+        if not 1 <= self.gamma <= self.h_prime:
+            raise ModelError(f"gamma={self.gamma} active atoms cannot be drawn from h_prime={self.h_prime} candidates")
+        if self.start not in ("mean", "data"):
+            raise ModelError(f"start={self.start!r}: choose mean or data")
+
+    @property
+    def candidates(self) -> int:
+        """H', at most H."""
+        return min(self.h_prime, self.atoms)
+
+    @property
+    def active(self) -> int:
+        """γ, at most H'."""
+        return min(self.gamma, self.candidates)
+
+    @property
+    def levels(self) -> int:
+        """L, non-zero values that a latent can take in a state."""
+        return 1
+
+    @property
+    def multi_states(self) -> int:
+        """M, states of two or more atoms."""
+        return count_states(self.candidates, self.active, self.levels)
+
+    def schedule(self) -> Schedule:
+        """100 passes; cooled from T=2 to 1, then the data cut rises to its full strength."""
+        return Schedule(
+            passes=100,
+            update_every="pass",
+            batch_rows=4096,
+            ramps={"T": ((0.05, 2.0), (0.4, 1.0)), "ncut": ((1 / 3, 0.0), (2 / 3, 1.0))},
+        )
+
+    @abstractmethod
+    def mass(self, params: Params) -> float:
+        """A, the prior probability of at most γ active atoms."""
+
+    @abstractmethod
+    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+        """[n] float64, log Σ of the tempered joints: ranks points for the data cut."""
+
+    @abstractmethod
+    def means(self, params: Params, x: Tensor) -> Tensor:
+        """[n, H] posterior means of the coefficients: W times them is the reconstruction of a linear model."""
+
+    # -- start and noise -------------------------------------------------------------------------------------------
+
+    def start_atoms(self, probe: Probe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """W [D, H] at the data's mean (or at datapoints) plus noise of a quarter of its spread, and the spread []."""
+        spread = probe.variance.clamp(min=0).sqrt().mean().clamp(min=1e-12)
+        noise = torch.randn(probe.dim, self.atoms, generator=generator, dtype=torch.float64) * spread / 4
+        if self.start == "data":
+            chosen = torch.randint(probe.sample.shape[0], (self.atoms,), generator=generator)
+            weights = probe.sample[chosen].T + noise
+        else:
+            weights = probe.mean[:, None] + noise
+        return weights.contiguous(), spread.reshape(()).clone()
+
+    def disturbed(self, params: Params, stage: Stage) -> Params:
+        """`params` with the schedule's noise on W, π and σ; a run's last update adds none."""
+        if stage.step + 1 >= stage.steps or not any(stage.get(f"{n}_noise", 0.0) > 0 for n in ("W", "pi", "sigma")):
+            return params
+        generator = stage.generator(NOISE_KEY)
+        draw = lambda p: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)  # noqa: E731
+        weights, pi = params["W"], params["pi"]
+        new = {
+            "W": weights + stage.get("W_noise", 0.0) * draw(weights),
+            "pi": self.disturbed_pi(pi, stage.get("pi_noise", 0.0), draw(pi)),
+        }
+        if "sigma" in params:
+            sigma = params["sigma"]
+            # Noise never takes more than nine tenths of σ, which stays positive.
+            new["sigma"] = torch.maximum(sigma + stage.get("sigma_noise", 0.0) * draw(sigma), 0.1 * sigma)
+        return {**params, **new}
+
+    def disturbed_pi(self, pi: Tensor, scale: float, draw: Tensor) -> Tensor:
+        """π with noise, inside its bounds."""
+        return (pi + scale * draw).clamp(PI_BOUND, 1 - PI_BOUND)
+
+    # -- the data cut ----------------------------------------------------------------------------------------------
+
+    def surveys_at(self, stage: Stage) -> int:
+        """Three histograms where the schedule cuts data, none otherwise."""
+        return len(ROUNDS) if stage.get("ncut", 0.0) > 0 else 0
+
+    def row_memory(self) -> int:
+        """The score by which the data cut ranks a point, float64."""
+        return 8
+
+    def survey(self, params: Params, batch: Batch, stage: Stage) -> ScoreHistogram:
+        """A histogram of the points' tempered log Z, the score by which the data cut ranks them."""
+        if "log_z" not in batch.memo:
+            batch.memo["log_z"] = self.log_z(params, batch.x, stage)
+        return histogram(batch.memo["log_z"], stage)
+
+    def refine(self, params: Params, survey: Stats, stage: Stage) -> Stage:
+        """Narrow the threshold above which ⌊N (1 - (1 - A(π)) ncut)⌋ points lie."""
+        assert isinstance(survey, ScoreHistogram)
+        keep = max(1, floor(stage.rows * (1 - (1 - self.mass(params)) * min(stage.get("ncut", 0.0), 1.0))))
+        return narrow(survey, stage, keep)
+
+    def used(self, log_z: Tensor, batch: Batch, stage: Stage) -> Tensor:
+        """[n] bool: points that this update's M-step sees."""
+        use = kept(log_z, stage)
+        partial = stage.get("partial", 1.0)
+        if partial < 1.0:
+            draw = torch.rand(use.shape, generator=stage.generator(batch.start), dtype=torch.float64)
+            use = use & (draw < partial).to(use.device)
+        return use
+
+    # -- the contract ----------------------------------------------------------------------------------------------
+
+    def encode(self, params: Params, batch: Batch) -> Codes:
+        """Posterior means of the H' strongest atoms; entries below 1e-4 are left out."""
+        mean = self.means(params, batch.x)
+        strength, indices = mean.abs().topk(self.candidates, dim=1)
+        faint = strength < SMALLEST_CODE
+        values = mean.gather(1, indices).masked_fill(faint, 0)
+        return Codes(indices.masked_fill(faint, -1).int(), values.to(batch.x.dtype))
+
+    def dictionary(self, params: Params) -> Tensor:
+        """W, [D, H]."""
+        return params["W"]
+
+
+def temperatures(stage: Stage | None, anneal_prior: bool) -> tuple[float, float]:
+    """(factor of the log-likelihood, factor of the log-prior) at this stage; 1 and 1 without one."""
+    beta = 1.0 / stage.get("T", 1.0) if stage else 1.0
+    return beta, beta if anneal_prior else 1.0
+
+
+def normalise(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of [n, S] in place, and its log normaliser [n] in float64."""
+    top = joint.amax(1, keepdim=True)
+    weight = joint.sub_(top).clamp_(min=LOWEST_LOG[joint.dtype]).exp_()
+    total = weight.sum(1, keepdim=True)
+    return weight.div_(total), (top.double() + total.double().log()).squeeze(1)
+
+
+def too_large(scores: Tensor, factor: float) -> bool:
+    """Whether float32 cannot hold joints made of these scores times `factor` to 0.01 nats.
+
+    Raises:
+        ModelError: there are NaN or infinite values among the scores, which only such data gives.
+    """
+    if not scores.numel():
+        return False
+    low, high = torch.aminmax(scores)
+    most = max(-float(low), float(high)) * factor
+    if scores.dtype == torch.float32:
+        return not most <= FLOAT32_LIMIT
+    if not isfinite(most):
+        raise ModelError("the rows hold NaN or infinite values, or values beyond 1e150; ingest them again without")
+    return False
+
+
+def solve(moments: Tensor, right: Tensor) -> Tensor:
+    """right · moments⁺ for a symmetric positive semi-definite [H, H]; directions that no data supports give 0."""
+    ridge = 1e-10 * moments.diagonal().mean().clamp(min=1e-30)
+    eye = torch.eye(len(moments), dtype=moments.dtype, device=moments.device)
+    factor, info = torch.linalg.cholesky_ex(moments + ridge * eye)
+    if int(info) == 0:
+        return torch.cholesky_solve(right.T, factor).T
+    values, vectors = torch.linalg.eigh(moments)
+    inverse = torch.where(values > 1e-10 * values.max(), 1 / values, torch.zeros_like(values))
+    return (right @ vectors) * inverse @ vectors.T

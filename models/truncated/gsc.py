@@ -1,0 +1,432 @@
+"""Spike-and-slab sparse coding (Gaussian sparse coding, GSC), learned by EM with Expectation Truncation.
+
+    s_h ~ Bernoulli(π_h),   z ~ N(μ, Ψ),   y ~ N(W (s∘z), Σ)
+
+Sheikh, Shelton, Lücke: A truncated EM approach for spike-and-slab sparse coding, JMLR 15, 2014. Posteriors of the slab
+are computed by `slab.py` in as many dimensions as a state has active atoms; no D × D or H × H matrix per point or
+state appears. The M-steps are exact: with a diagonal Ψ the slab values of inactive atoms integrate out; with a full Ψ
+the whole of z is latent.
+
+Only W_h z_h is identified, so atoms are brought to norm 1 after every update, their length moving into μ and Ψ.
+
+Shapes: n datapoints of a batch, D observed, H atoms, H' candidates, M states of two or more atoms, P' = H'(H'+1)/2
+pairs of candidates, the diagonal included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import comb, log, pi
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..base import Batch, Params, Probe, Stats
+from ..errors import ModelError
+from ..schedule import Schedule, Stage
+from . import noise
+from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .prior import mass, truncated_pis
+from .slab import TILE_ELEMENTS, Moments, Tile, size_class, state_moments, upper
+from .states import MOST_STATES
+
+PI_BOUND = 5e-5
+RARE = 1e-8
+LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class GSCStats(Stats):
+    """Sums over datapoints, float64; those marked * only over points that the update uses."""
+
+    ys: Tensor
+    """* Σ y <s∘z>ᵀ [D, H]."""
+    zz: Tensor
+    """* Σ <(s∘z)(s∘z)ᵀ> [H, H]."""
+    s: Tensor
+    """* Σ <s> [H]."""
+    sz: Tensor
+    """* Σ <s∘z> [H]."""
+    yy: Tensor
+    """* Σ ‖y‖² [], Σ y² [D] or Σ y yᵀ [D, D], as the noise needs."""
+    imputed: Tensor
+    """* Σ <t> [H] of `slab.py`; [0] where Ψ is diagonal."""
+    spread: Tensor
+    """* Σ <ttᵀ - K> [H, H]; [0] where Ψ is diagonal."""
+    used: Tensor
+    """* points."""
+    log_evidence: Tensor
+    """Σ log Z at temperature 1: the free energy."""
+    rows: Tensor
+    """Points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A second moment of n points: on the diagonal for every atom, and between candidates."""
+
+    diagonal: Tensor
+    """[n, H]."""
+    between: Tensor
+    """[n, P'] over pairs i ≤ j of candidates; those with i = j are part of the diagonal already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Truncated posterior of n points; moments are empty where only joints were wanted."""
+
+    candidates: Tensor
+    """[n, H'] int64."""
+    log_z: Tensor
+    """[n] float64, log Σ of the tempered joints (constants of the likelihood left out): ranks points for the cut."""
+    log_evidence: Tensor
+    """[n] float64, log Σ p(s, y) over the states."""
+    s: Tensor
+    """<s> [n, H]."""
+    sz: Tensor
+    """<s∘z> [n, H]."""
+    zz: Spread
+    """<(s∘z)(s∘z)ᵀ>."""
+    imputed: Tensor
+    """<t> [n, H], for a full Ψ."""
+    spread: Spread | None
+    """<ttᵀ - K>, for a full Ψ."""
+
+
+@dataclass(frozen=True)
+class _Theta:
+    """Parameters in the dtype of the batch, the noise's inverse covariance Σ⁻¹ applied."""
+
+    scaled: Tensor
+    """Σ⁻¹W [D, H]."""
+    gram: Tensor
+    """WᵀΣ⁻¹W [H, H]."""
+    logit: Tensor
+    mu: Tensor
+    psi: Tensor
+    """[H] or [H, H]."""
+    variance: Tensor
+    """[H] diagonal of Ψ."""
+    log_zero: float
+    """Σ_h log(1-π_h)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSC(Truncated):
+    """Spike-and-slab sparse coding: atoms are off, or on with a Gaussian coefficient; Gaussian noise."""
+
+    h_prime: int = 6
+    """Candidate atoms per datapoint (H'); all atoms where there are fewer."""
+    gamma: int = 4
+    """Most active atoms in an evaluated state (γ)."""
+    anneal_prior: bool = True
+    """Whether the temperature also flattens the prior."""
+    slab: Literal["diagonal", "full"] = "diagonal"
+    """Whether coefficients of different atoms are correlated: Ψ is `psi` [H], or [H, H]."""
+    noise: Literal["scalar", "diagonal", "full"] = "scalar"
+    """Noise: `sigma` [], `sigma` [D] (standard deviations), or `noise_covariance` [D, D]."""
+    renormalise: bool = True
+    """Whether atoms are brought to norm 1, their length moving into μ and Ψ."""
+    tile: int = 0
+    """Points worked on at once; 0: what fits the cache."""
+
+    def __post_init__(self) -> None:
+        Truncated.__post_init__(self)
+        for name, choices in (("slab", ("diagonal", "full")), ("noise", ("scalar", "diagonal", "full"))):
+            if getattr(self, name) not in choices:
+                raise ModelError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
+        if self.tile < 0:
+            raise ModelError(f"tile={self.tile}: give a number of points, or 0")
+        if self.multi_states > MOST_STATES:
+            raise ModelError(
+                f"h_prime={self.h_prime}, gamma={self.gamma} make {self.multi_states:,} states per point, "
+                f"over {MOST_STATES:,}; lower one"
+            )
+
+    def schedule(self) -> Schedule:
+        """100 passes, cooled from T=2 to 1 over most of the run; no data cut."""
+        return Schedule(passes=100, update_every="pass", batch_rows=4096, ramps={"T": ((0.0, 2.0), (0.7, 1.0))})
+
+    def init(self, probe: Probe, generator: torch.Generator) -> Params:
+        """W at the data's mean (or at datapoints) plus noise; π, μ and ψ at random; the noise as strong as the data."""
+        weights, spread = self.start_atoms(probe, generator)
+        draw = lambda: torch.rand(self.atoms, generator=generator, dtype=torch.float64)  # noqa: E731
+        params = {
+            "W": weights,
+            "pi": (0.95 * draw()).clamp(min=0.05),
+            "mu": torch.randn(self.atoms, generator=generator, dtype=torch.float64),
+            "psi": (2 * draw()).clamp(min=0.05),
+            **noise.start(self.noise, probe, spread),
+        }
+        return {**params, "psi": torch.diag(params["psi"])} if self.slab == "full" else params
+
+    # -- E-step ----------------------------------------------------------------------------------------------------
+
+    def posterior(self, params: Params, x: Tensor, stage: Stage | None = None, *, moments: bool = True) -> Posterior:
+        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage)."""
+        # The imputed moments of a full Ψ are small differences of large numbers.
+        x = x.double() if self.slab == "full" else x
+        theta = self._theta(params, x.dtype)
+        scores = x @ theta.scaled
+        if too_large(scores, float((theta.mu.abs() + theta.variance.sqrt()).max())):
+            return self.posterior(params, x.double(), stage, moments=moments)
+        chosen = self._single(theta, scores, prior=False).topk(self.candidates, dim=1).indices
+        rows = self.tile or self._tile_rows()
+        parts = [
+            self._tile(theta, scores[a : a + rows], chosen[a : a + rows], stage, moments)
+            for a in range(0, max(len(x), 1), rows)
+        ]
+        found = parts[0] if len(parts) == 1 else _stack(parts)
+        beta, _ = temperatures(stage, self.anneal_prior)
+        square = noise.squares(params, x)
+        constant = theta.log_zero - 0.5 * noise.log_det(params, x.shape[1]) - x.shape[1] / 2 * log(2 * pi)
+        return replace(
+            found,
+            log_z=found.log_z - beta * square / 2,
+            log_evidence=found.log_evidence - square / 2 + constant,
+        )
+
+    def _theta(self, params: Params, dtype: torch.dtype) -> _Theta:
+        scaled = noise.precise(params, params["W"])
+        prior, psi = params["pi"].double(), params["psi"]
+        return _Theta(
+            scaled=scaled.to(dtype),
+            gram=(params["W"].T @ scaled).to(dtype),
+            logit=torch.logit(prior).to(dtype),
+            mu=params["mu"].to(dtype),
+            psi=psi.to(dtype),
+            variance=(psi.diagonal() if psi.ndim == 2 else psi).to(dtype),
+            log_zero=float(torch.log1p(-prior).sum()),
+        )
+
+    def _single(self, theta: _Theta, scores: Tensor, *, prior: bool) -> Tensor:
+        """[n, H] log p(y | only atom h) - log p(y | 0), with the prior's logit where asked."""
+        energy, mu, psi = theta.gram.diagonal(), theta.mu, theta.variance
+        b = 1 + psi * energy
+        constant = -0.5 * (mu.square() * energy / b + b.log()) + (theta.logit if prior else 0.0)
+        return torch.addcmul(constant, torch.addcmul(mu / b, scores, 0.5 * psi / b), scores)
+
+    def _tile_rows(self) -> int:
+        most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
+        return max(64, TILE_ELEMENTS // most)
+
+    def _tile(self, theta: _Theta, scores: Tensor, chosen: Tensor, stage: Stage | None, moments: bool) -> Posterior:
+        n, atoms = scores.shape
+        at = chosen.T.contiguous()
+        first, second = torch.triu_indices(self.candidates, self.candidates, device=scores.device)
+        full = theta.psi.ndim == 2
+        tile = Tile(
+            scores=scores.gather(1, chosen).T.contiguous(),
+            gram=theta.gram[at[first], at[second]],
+            mean=theta.mu[at],
+            slab=theta.psi[at[first], at[second]] if full else theta.psi.sqrt()[at],
+            full=full,
+        )
+        logit = theta.logit[at]
+        classes = [size_class(m, self.candidates, scores.dtype, scores.device) for m in range(2, self.active + 1)]
+        found = [state_moments(tile, states, wanted=moments) for states in classes]
+
+        gain = scores.new_empty(n, 1 + atoms + self.multi_states)
+        odds = scores.new_empty(n, 1 + atoms + self.multi_states)
+        gain[:, 0] = odds[:, 0] = 0
+        gain[:, 1 : atoms + 1] = self._single(theta, scores, prior=False)
+        odds[:, 1 : atoms + 1] = theta.logit
+        begin = atoms + 1
+        for states, each in zip(classes, found):
+            end = begin + each.gain.shape[0]
+            gain[:, begin:end] = each.gain.T
+            odds[:, begin:end] = sum(logit[w] for w in states.where).T  # pyright: ignore[reportAttributeAccessIssue]
+            begin = end
+        beta, heat = temperatures(stage, self.anneal_prior)
+        plain = torch.logsumexp(gain + odds, 1).double() if beta != 1.0 else None
+        weight, log_z = normalise(gain.mul_(beta).add_(odds, alpha=heat))
+        evidence = log_z if plain is None else plain
+        none = scores.new_zeros(n, 0)
+        if not moments:
+            return Posterior(chosen, log_z, evidence, none, none, Spread(none, none), none, None)
+        return self._collect(theta, scores, chosen, weight, log_z, evidence, found)
+
+    def _collect(
+        self,
+        theta: _Theta,
+        scores: Tensor,
+        chosen: Tensor,
+        weight: Tensor,
+        log_z: Tensor,
+        evidence: Tensor,
+        found: list[Moments],
+    ) -> Posterior:
+        """The posterior's moments: singletons in closed form, the other states added up by candidate."""
+        n, atoms = scores.shape
+        energy, full = theta.gram.diagonal(), theta.psi.ndim == 2
+        cov = theta.variance / (1 + theta.variance * energy)
+        one = weight[:, 1 : atoms + 1]
+        kappa = torch.addcmul(theta.mu / (1 + theta.variance * energy), scores, cov)
+        residual = scores - energy * kappa if full else scores[:, :0]
+        pairs = self.candidates * (self.candidates + 1) // 2
+        s, sz, t = (scores.new_zeros(self.candidates, n) for _ in range(3))
+        zz, tt = (scores.new_zeros(pairs, n) for _ in range(2))
+        begin = atoms + 1
+        for size, each in enumerate(found, start=2):
+            states = size_class(size, self.candidates, scores.dtype, scores.device)
+            end = begin + each.gain.shape[0]
+            q = weight[:, begin:end].T.contiguous()
+            s.addmm_(states.to_single, q.repeat(size, 1))
+            sz.addmm_(states.to_single, torch.cat([q * k for k in each.first]))
+            zz.addmm_(states.to_pair, upper(each.second, q))
+            if full:
+                t.addmm_(states.to_single, torch.cat([q * k for k in each.imputed]))
+                tt.addmm_(states.to_pair, upper(each.spread, q))
+            begin = end
+        on_diagonal = torch.triu_indices(self.candidates, self.candidates, device=scores.device)
+        own = (on_diagonal[0] == on_diagonal[1]).nonzero()[:, 0]
+        put = lambda single, multi: single.scatter_add(1, chosen, multi.T)  # noqa: E731
+        alone = one * kappa
+        square = torch.addcmul(one * cov, alone, kappa)
+        imputed, spread = scores[:, :0], None
+        if full:
+            imputed = put(one * residual, t)
+            flat = one * (residual.square() - energy + energy.square() * cov)
+            spread = Spread(put(flat, tt[own]), tt.T)
+        return Posterior(
+            chosen, log_z, evidence, put(one, s), put(alone, sz), Spread(put(square, zz[own]), zz.T), imputed, spread
+        )
+
+    # -- the contract ----------------------------------------------------------------------------------------------
+
+    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+        """[n] float64: ranks points for the data cut."""
+        return self.posterior(params, x, stage, moments=False).log_z
+
+    def means(self, params: Params, x: Tensor) -> Tensor:
+        """<s∘z> [n, H]."""
+        return self.posterior(params, x).sz
+
+    def mass(self, params: Params) -> float:
+        """P(|s| ≤ γ)."""
+        return mass(params["pi"], self.atoms, self.active)
+
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> GSCStats:
+        """Sums of the posterior moments; points below the data cut's threshold only count for the free energy."""
+        q = self.posterior(params, batch.x, stage)
+        use = self.used(q.log_z, batch, stage)
+        everything = bool(use.all())
+        pick = lambda t: t if everything else t[use]  # noqa: E731
+        x, sz = pick(batch.x.to(q.sz.dtype)), pick(q.sz)
+        add = lambda spread: _scatter(pick(spread.diagonal), pick(spread.between), pick(q.candidates))  # noqa: E731
+        empty = torch.zeros(0, dtype=torch.float64, device=x.device)
+        return GSCStats(
+            ys=(x.T @ sz).double(),
+            zz=add(q.zz),
+            s=pick(q.s).sum(0, dtype=torch.float64),
+            sz=sz.sum(0, dtype=torch.float64),
+            yy=noise.second_moment(self.noise, x),
+            imputed=pick(q.imputed).sum(0, dtype=torch.float64),
+            spread=empty if q.spread is None else add(q.spread),
+            used=use.sum().double(),
+            log_evidence=q.log_evidence.sum(),
+            rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=x.device),
+        )
+
+    def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
+        """The exact M-step: W by normal equations for its change, the noise from the new W, π, μ and Ψ."""
+        assert isinstance(stats, GSCStats)
+        used = float(stats.used)
+        if used == 0:
+            return params
+        weights = params["W"] + solve(stats.zz, stats.ys - params["W"] @ stats.zz)
+        frequency = stats.s / used
+        if stage.get("ncut", 0.0) > 0:
+            frequency = truncated_pis(frequency, self.active)
+        new = {
+            "W": weights,
+            "pi": frequency.clamp(PI_BOUND, 1 - PI_BOUND),
+            **(self._full_slab(params, stats) if self.slab == "full" else self._diagonal_slab(params, stats)),
+            **noise.fit(self.noise, weights, stats.ys, stats.zz, stats.yy, stats.used),
+        }
+        return self._renormalised(self.disturbed({**params, **new}, stage))
+
+    def _diagonal_slab(self, params: Params, stats: GSCStats) -> Params:
+        """μ and ψ as mean and variance of active coefficients; those of atoms that were hardly active stay."""
+        active = stats.s.clamp(min=1e-300)
+        mean, square = stats.sz / active, stats.zz.diagonal() / active
+        variance = torch.maximum(square - mean.square(), LEAST_VARIANCE * square).clamp(min=1e-30)
+        rare = stats.s < RARE * stats.used
+        return {"mu": torch.where(rare, params["mu"], mean), "psi": torch.where(rare, params["psi"], variance)}
+
+    def _full_slab(self, params: Params, stats: GSCStats) -> Params:
+        """μ and Ψ as mean and covariance of all of z, the inactive coefficients inferred from the active ones."""
+        psi = params["psi"]
+        shift = psi @ stats.imputed / stats.used
+        cov = psi + psi @ stats.spread @ psi / stats.used - torch.outer(shift, shift)
+        # Floors apply to the correlations, so that they do not depend on the scale of an atom.
+        deviation = torch.maximum(cov.diagonal(), LEAST_VARIANCE * psi.diagonal()).clamp(min=1e-30).sqrt()
+        scale = torch.outer(deviation, deviation)
+        values, vectors = torch.linalg.eigh((cov + cov.T) / (2 * scale))
+        return {"mu": params["mu"] + shift, "psi": (vectors * values.clamp(min=LEAST_VARIANCE)) @ vectors.T * scale}
+
+    def _renormalised(self, params: Params) -> Params:
+        if not self.renormalise:
+            return params
+        norm = params["W"].norm(dim=0)
+        norm = torch.where(norm > 1e-12 * norm.max(), norm, torch.ones_like(norm))
+        scale = torch.outer(norm, norm) if self.slab == "full" else norm.square()
+        return {**params, "W": params["W"] / norm, "mu": params["mu"] * norm, "psi": params["psi"] * scale}
+
+    def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
+        """Free energy per datapoint (nats, at temperature 1), mean π, σ (root mean square over dimensions), mean
+        active atoms, share of points in use."""
+        assert isinstance(stats, GSCStats)
+        rows, used = max(float(stats.rows), 1.0), max(float(stats.used), 1.0)
+        return {
+            "free_energy": float(stats.log_evidence) / rows,
+            "pi": float(params["pi"].mean()),
+            "sigma": noise.level(params),
+            "active_atoms": float(stats.s.sum()) / used,
+            "used_share": float(stats.used) / rows,
+        }
+
+    def memory(self, rows: int, dim: int) -> int:
+        """Rows, scores, joints and moments of one batch, one tile's states, parameters and statistics in float64."""
+        item = 8 if self.dtype == "float64" else 4
+        pairs = self.candidates * (self.candidates + 1) // 2
+        kinds = 2 if self.slab == "full" else 1
+        per_row = dim * (2 * item + 16) + (10 * self.atoms + 4 * kinds * pairs) * item + 24 * pairs
+        most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
+        per_tile_row = (8 * most * self.active**2 + 3 * (self.atoms + self.multi_states)) * item
+        fixed = 8 * (8 * dim * self.atoms + 8 * kinds * self.atoms**2 + (4 * dim**2 if self.noise == "full" else 0))
+        return rows * per_row + (self.tile or self._tile_rows()) * per_tile_row + fixed
+
+    def flops(self, dim: int) -> float:
+        """Scores and Σ y<s∘z>ᵀ, and about m³ + 4 m² operations per state of m atoms."""
+        sizes = range(2, self.active + 1)
+        return 4.0 * dim * self.atoms + sum(comb(self.candidates, m) * (m**3 + 4.0 * m**2) for m in sizes)
+
+
+def _stack(parts: list[Posterior]) -> Posterior:
+    """Tiles one below the other."""
+    cat = lambda get: torch.cat([get(p) for p in parts])  # noqa: E731
+    full = parts[0].spread is not None
+    return Posterior(
+        candidates=cat(lambda p: p.candidates),
+        log_z=cat(lambda p: p.log_z),
+        log_evidence=cat(lambda p: p.log_evidence),
+        s=cat(lambda p: p.s),
+        sz=cat(lambda p: p.sz),
+        zz=Spread(cat(lambda p: p.zz.diagonal), cat(lambda p: p.zz.between)),
+        imputed=cat(lambda p: p.imputed),
+        spread=Spread(cat(lambda p: p.spread.diagonal), cat(lambda p: p.spread.between)) if full else None,
+    )
+
+
+def _scatter(diagonal: Tensor, between: Tensor, chosen: Tensor) -> Tensor:
+    """Σ over points of a `Spread`, [H, H] float64."""
+    atoms, candidates = diagonal.shape[1], chosen.shape[1]
+    first, second = torch.triu_indices(candidates, candidates, device=chosen.device)
+    apart = first != second
+    place = chosen[:, first[apart]] * atoms + chosen[:, second[apart]]
+    flat = torch.zeros(atoms**2, dtype=torch.float64, device=chosen.device)
+    flat.index_add_(0, place.reshape(-1), between[:, apart].reshape(-1).double())
+    half = flat.reshape(atoms, atoms)
+    return half + half.T + torch.diag(diagonal.sum(0, dtype=torch.float64))

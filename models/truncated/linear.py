@@ -1,0 +1,308 @@
+"""Discrete latents that add up linearly, with Gaussian noise: binary, ternary and discrete sparse coding.
+
+    p(y | s) = N(y; W s + offset, σ² I),   s_h ∈ V = {0, v_1, …, v_L}
+
+BSC  s_h ∈ {0, 1}:      Henniges, Puertas, Bornschein, Eggert, Lücke, Binary sparse coding, LVA/ICA 2010.
+TSC  s_h ∈ {-1, 0, 1}:  Exarchakis, Henniges, Eggert, Lücke, Ternary sparse coding, LVA/ICA 2012.
+DSC  any V:             Exarchakis, Lücke, Discrete sparse coding, Neural Computation 29, 2017.
+
+The log-joint and its moments are evaluated through the Gram matrix G = WᵀW and the scores b = Wᵀy, so that the cost
+per point does not grow with (number of states) × D. In units where the zero state is 0, the singleton that has atom h
+at value v is log p(v)/p(0) + (v b_h - v² G_hh / 2)/σ², and a state is the sum of its singletons minus
+v_i v_j G_ij / σ² for each pair: one product with the table of `states.py`.
+
+Shapes: n datapoints of a batch, D observed, H atoms, H' candidates, P pairs of candidates, L non-zero values, K = L+1,
+M multi-atom states.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from math import log, pi
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..base import Batch, Params, Probe, Stats
+from ..errors import ModelError
+from ..schedule import Stage
+from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .states import StateTable, state_table
+
+
+@dataclass(frozen=True, slots=True)
+class LinearStats(Stats):
+    """Sums over datapoints, float64; those marked * only over points that the update uses. y is without the offset."""
+
+    ys: Tensor
+    """* Σ y <s>ᵀ [D, H]."""
+    y: Tensor
+    """* Σ y [D]."""
+    ss: Tensor
+    """* Σ <s sᵀ> [H, H]."""
+    s: Tensor
+    """* Σ <s> [H]."""
+    counts: Tensor
+    """* Σ q(s_h = v) for every non-zero value [L, H]."""
+    yy: Tensor
+    """* Σ ‖y‖²."""
+    used: Tensor
+    """* points."""
+    log_evidence: Tensor
+    """Σ log Z at temperature 1: the free energy."""
+    rows: Tensor
+    """Points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Truncated posterior of n points."""
+
+    single: Tensor
+    """[n, L, H] probability of the state in which only atom h is active, at that value."""
+    multi: Tensor
+    """[n, M]."""
+    candidates: Tensor
+    """[n, H'] int64."""
+    log_z: Tensor
+    """[n] float64, log Σ of the tempered joints (constants of the likelihood left out): ranks points for the cut."""
+    log_evidence: Tensor
+    """[n] float64, log Σ p(s, y) over the states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Truncated):
+    """Atoms times discrete values add up; Gaussian noise. A subclass says which values and how they are distributed."""
+
+    select: Literal["cosine", "singleton"] = "singleton"
+    """Candidates are the atoms most similar to the point, or those that explain it best alone (prior included)."""
+    individual_priors: bool = False
+    """Whether every atom has a prior of its own."""
+    offset: bool = False
+    """Whether a constant vector is learned beside the atoms."""
+
+    def __post_init__(self) -> None:
+        Truncated.__post_init__(self)
+        if self.select not in ("cosine", "singleton"):
+            raise ModelError(f"select={self.select!r}: choose cosine or singleton")
+        self._table(torch.float32, torch.device("cpu"))
+
+    @property
+    @abstractmethod
+    def support(self) -> tuple[float, ...]:
+        """The L non-zero values."""
+
+    @property
+    def levels(self) -> int:
+        """L."""
+        return len(self.support)
+
+    @abstractmethod
+    def start_prior(self, generator: torch.Generator) -> Params:
+        """Start values of the prior's parameters."""
+
+    @abstractmethod
+    def log_prior(self, params: Params) -> tuple[Tensor, float]:
+        """log p(v)/p(0) [L, H] float64, and log p(s = 0)."""
+
+    @abstractmethod
+    def fit_prior(self, params: Params, stats: LinearStats, cut: bool) -> Tensor:
+        """π from the counts; with `cut`, the one whose truncation to γ active atoms explains them."""
+
+    def init(self, probe: Probe, generator: torch.Generator) -> Params:
+        """W at the data's mean (or at datapoints) plus noise; σ the spread; an offset starts at 0."""
+        weights, spread = self.start_atoms(probe, generator)
+        extra = {"offset": torch.zeros(probe.dim, dtype=torch.float64)} if self.offset else {}
+        return {"W": weights, **self.start_prior(generator), "sigma": spread, **extra}
+
+    # -- E-step ----------------------------------------------------------------------------------------------------
+
+    def posterior(
+        self, params: Params, x: Tensor, stage: Stage | None = None, candidates: Tensor | None = None
+    ) -> Posterior:
+        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage).
+
+        `candidates` [n, H'] int64 are used where given, instead of choosing them.
+        """
+        x = self._centred(params, x)
+        weights, sigma = params["W"].to(x.dtype), float(params["sigma"])
+        scores = x @ weights
+        if too_large(scores, max(abs(v) for v in self.support) / sigma**2):
+            return self.posterior(params, x.double() + self._shift(params), stage, candidates)
+        beta, heat = temperatures(stage, self.anneal_prior)
+        gram = (weights.T @ weights) / sigma**2
+        odds, log_zero = self.log_prior(params)
+        odds = odds.to(x.dtype)
+        chosen = self._choose(scores, gram.diagonal(), odds, sigma) if candidates is None else candidates
+
+        joint = self._joints(scores, gram, odds, sigma, chosen, beta, heat)
+        log_evidence = None
+        if beta != 1.0:
+            log_evidence = torch.logsumexp(self._joints(scores, gram, odds, sigma, chosen, 1.0, 1.0), 1).double()
+        weight, log_z = normalise(joint)
+        log_evidence = log_z if log_evidence is None else log_evidence
+        square = x.double().square().sum(1)
+        inner = 1 + self.levels * self.atoms
+        return Posterior(
+            single=weight[:, 1:inner].unflatten(1, (self.levels, self.atoms)),
+            multi=weight[:, inner:],
+            candidates=chosen,
+            log_z=log_z - beta * square / (2 * sigma**2),
+            log_evidence=log_evidence - square / (2 * sigma**2) + log_zero - x.shape[1] / 2 * log(2 * pi * sigma**2),
+        )
+
+    def moments(self, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor]:
+        """<s> [n, H], the candidates' pair moments [n, P], and q(s_h = v) [n, L, H]."""
+        table = self._table(posterior.single.dtype, posterior.single.device)
+        inner = self.levels * self.candidates
+        both = posterior.multi @ table.moments
+        where = posterior.candidates[:, None, :].expand(-1, self.levels, -1)
+        value = posterior.single.scatter_add(2, where, both[:, :inner].unflatten(1, (self.levels, self.candidates)))
+        if self.support == (1.0,):
+            return value[:, 0], both[:, inner:], value
+        mean = torch.einsum("nlh,l->nh", value, value.new_tensor(self.support))
+        return mean, both[:, inner:], value
+
+    def _joints(
+        self, scores: Tensor, gram: Tensor, odds: Tensor, sigma: float, chosen: Tensor, beta: float, heat: float
+    ) -> Tensor:
+        """[n, 1+L·H+M] tempered log-joints minus that of the zero state; `gram` is G/σ²."""
+        table = self._table(scores.dtype, scores.device)
+        n, atoms = scores.shape
+        inner = 1 + self.levels * atoms
+        joint = scores.new_empty(n, inner + self.multi_states)
+        joint[:, 0] = 0
+        single = joint[:, 1:inner].unflatten(1, (self.levels, atoms))
+        energy = gram.diagonal()
+        for i, value in enumerate(self.support):
+            own = heat * odds[i] - (beta * value**2 / 2) * energy
+            torch.add(own, scores, alpha=beta * value / sigma**2, out=single[:, i])
+        own = single.gather(2, chosen[:, None, :].expand(-1, self.levels, -1)).flatten(1)
+        crossed = (gram * beta)[chosen[:, table.first], chosen[:, table.second]]
+        torch.mm(torch.cat([own, crossed], 1), table.design.T, out=joint[:, inner:])
+        return joint
+
+    def _choose(self, scores: Tensor, energy: Tensor, odds: Tensor, sigma: float) -> Tensor:
+        """[n, H'] int64, the atoms that states of several atoms may use; `energy` is ‖W_h‖²/σ²."""
+        if self.select == "cosine":
+            score = scores * energy.clamp(min=1e-24).rsqrt()
+            both_signs = min(self.support) < 0 < max(self.support)
+            score = score.abs_() if both_signs else score if max(self.support) > 0 else score.neg_()
+        else:
+            gains = (
+                torch.add(odds[i] - (v**2 / 2) * energy, scores, alpha=v / sigma**2) for i, v in enumerate(self.support)
+            )
+            score = next(gains)
+            for gain in gains:
+                score = torch.maximum(score, gain, out=score)
+        return score.topk(self.candidates, dim=1).indices
+
+    def _table(self, dtype: torch.dtype, device: torch.device) -> StateTable:
+        return state_table(self.candidates, self.active, dtype, device, self.support)
+
+    def _shift(self, params: Params) -> Tensor | float:
+        return params["offset"] if self.offset else 0.0
+
+    def _centred(self, params: Params, x: Tensor) -> Tensor:
+        return x - params["offset"].to(x.dtype) if self.offset else x
+
+    # -- the contract ----------------------------------------------------------------------------------------------
+
+    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+        """[n] float64: ranks points for the data cut."""
+        return self.posterior(params, x, stage).log_z
+
+    def means(self, params: Params, x: Tensor) -> Tensor:
+        """<s> [n, H]."""
+        return self.moments(self.posterior(params, x))[0]
+
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> LinearStats:
+        """Sums of the posterior moments; points below the data cut's threshold only count for the free energy.
+
+        Where the batch's memo holds `candidates` [n, H'], the states are those over them.
+        """
+        q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
+        mean, pair, value = self.moments(q)
+        use = self.used(q.log_z, batch, stage)
+        x, chosen = self._centred(params, batch.x.to(mean.dtype)), q.candidates
+        if not bool(use.all()):
+            x, mean, pair, value, chosen = x[use], mean[use], pair[use], value[use], chosen[use]
+        table = self._table(mean.dtype, mean.device)
+        place = chosen[:, table.first] * self.atoms + chosen[:, table.second]
+        flat = torch.zeros(self.atoms**2, dtype=torch.float64, device=mean.device)
+        upper = flat.index_add_(0, place.reshape(-1), pair.reshape(-1).double()).reshape(self.atoms, self.atoms)
+        counts = value.sum(0, dtype=torch.float64)
+        levels = counts.new_tensor(self.support)
+        return LinearStats(
+            ys=(x.T @ mean).double(),
+            y=x.sum(0, dtype=torch.float64) if self.offset else upper.new_zeros(x.shape[1]),
+            ss=upper + upper.T + torch.diag(levels.square() @ counts),
+            s=levels @ counts,
+            counts=counts,
+            yy=x.double().square().sum(),
+            used=use.sum().double(),
+            log_evidence=q.log_evidence.sum(),
+            rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=mean.device),
+        )
+
+    def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
+        """The exact M-step: W (and the offset, as an atom that is always on) by normal equations for their change, σ
+        from the new W, π with the cut's correction.
+
+        Solving for the change leaves atoms that no point used where they are.
+        """
+        assert isinstance(stats, LinearStats)
+        used = float(stats.used)
+        if used == 0:
+            return params
+        dim = params["W"].shape[0]
+        weights, ys, ss = params["W"], stats.ys, stats.ss
+        if self.offset:
+            weights = torch.cat([weights, torch.zeros_like(weights[:, :1])], 1)
+            ys = torch.cat([ys, stats.y[:, None]], 1)
+            ss = torch.cat([torch.cat([ss, stats.s[:, None]], 1), torch.cat([stats.s, stats.used[None]])[None]])
+        weights = weights + solve(ss, ys - weights @ ss)
+        residual = stats.yy - 2 * (weights * ys).sum() + ((weights @ ss) * weights).sum()
+        least = 1e-6 * stats.yy / (used * dim)
+        variance = torch.maximum(residual / (used * dim), least).clamp(min=1e-30)
+        new = {
+            "W": weights[:, : self.atoms].contiguous(),
+            "pi": self.fit_prior(params, stats, stage.get("ncut", 0.0) > 0),
+            "sigma": variance.sqrt(),
+        }
+        if self.offset:
+            new["offset"] = params["offset"] + weights[:, -1]
+        return self.disturbed({**params, **new}, stage)
+
+    def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
+        """Free energy per datapoint (nats, at temperature 1), π (of being active, mean over atoms), σ, mean active
+        atoms, share of points in use."""
+        assert isinstance(stats, LinearStats)
+        rows, used = max(float(stats.rows), 1.0), max(float(stats.used), 1.0)
+        return {
+            "free_energy": float(stats.log_evidence) / rows,
+            "pi": self.activity(params).mean().item(),
+            "sigma": float(params["sigma"]),
+            "active_atoms": float(stats.counts.sum()) / used,
+            "used_share": float(stats.used) / rows,
+        }
+
+    @abstractmethod
+    def activity(self, params: Params) -> Tensor:
+        """P(s_h ≠ 0), [] or [H]."""
+
+    def memory(self, rows: int, dim: int) -> int:
+        """Rows, scores and joints of one batch, and parameters and statistics in float64."""
+        item = 8 if self.dtype == "float64" else 4
+        multi, pairs = self.multi_states, self.candidates * (self.candidates + 1) // 2
+        columns = self.levels * self.candidates + pairs
+        per_row = dim * (item + 16) + ((1 + 5 * self.levels) * self.atoms + 4 * multi + 6 * columns) * item + 16 * pairs
+        fixed = 8 * (6 * dim * self.atoms + 6 * self.atoms**2) + 4 * multi * columns * item
+        return rows * per_row + fixed
+
+    def flops(self, dim: int) -> float:
+        """Scores and Σ y<s>ᵀ, and the two products with the state table."""
+        columns = self.levels * self.candidates + self.candidates * (self.candidates - 1) // 2
+        return 4.0 * dim * self.atoms + 4.0 * self.multi_states * columns

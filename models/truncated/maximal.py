@@ -1,0 +1,429 @@
+"""Maximal causes analysis (MCA) and maximum-magnitude causes analysis (MMCA), learned with Expectation Truncation.
+
+    s_h ~ Bernoulli(π),   p(y_d | s) = N(ȳ_d, σ²),   ȳ_d = max over active atoms of W_dh   (MCA: W ≥ 0)
+                                                     ȳ_d = the active W_dh of largest magnitude   (MMCA)
+
+Puertas, Bornschein, Lücke: The maximal causes of natural scenes are edge filters, NIPS 2010. Bornschein, Henniges,
+Lücke: Are V1 simple cells optimized for visual occlusions?, PLoS Computational Biology 9, 2013.
+
+The M-step averages, for every atom and dimension, the data where the atom dominates. It is not a maximiser, so it is
+checked: while the free energy is comparable from update to update (temperature 1, all points in use, no noise) and an
+update of W lowered it, W goes back half, three quarters, seven eighths, and then all of the way to where it was, with
+the new π and σ, which are exact maximisers. The free energy of the accepted W is therefore known one pass later, and
+what is needed to go back travels with the parameters: `training/W`, `training/free_energy` (of that W), and
+`training/trial`, the number of halvings behind the current W (-1: nothing to compare with). Every worker computes the
+same from the same sums.
+
+Shapes: n datapoints of a batch, D observed, H atoms, H' candidates, M states of two or more atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import comb, log, log1p, pi
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..base import TRAINING, Batch, Params, Probe, Stats
+from ..errors import ModelError
+from ..schedule import Schedule, Stage
+from .expectation import PI_BOUND, Truncated, normalise, temperatures, too_large
+from .prior import mass, truncated_pi
+from .states import MOST_STATES
+from .superposition import (
+    exact_predictions,
+    exact_shares,
+    powers,
+    smooth_predictions,
+    smooth_shares,
+    state_sizes,
+)
+
+BEFORE, REFERENCE, TRIAL = f"{TRAINING}W", f"{TRAINING}free_energy", f"{TRAINING}trial"
+TRIALS = 4
+"""Steps back by half, three quarters, seven eighths, all."""
+TOLERANCE = 1e-9
+UNUSED = 1e-10
+TIE = 1e-5
+TILE_ELEMENTS = 1 << 19
+# Beyond this range of powers float32 sums lose the smaller atoms of a state.
+FLOAT32_RANGE = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class MaximalStats(Stats):
+    """Sums over datapoints, float64; those marked * only over points that the update uses."""
+
+    ay: Tensor
+    """* Σ <A_dh> y_d [D, H]: the data where the atom dominates."""
+    a: Tensor
+    """* Σ <A_dh> [D, H]."""
+    active: Tensor
+    """* Σ <|s|>."""
+    residual: Tensor
+    """* Σ <‖y - ȳ‖²>."""
+    yy: Tensor
+    """* Σ ‖y‖²."""
+    used: Tensor
+    """* points."""
+    log_evidence: Tensor
+    """Σ log Z at temperature 1: the free energy."""
+    rows: Tensor
+    """Points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Truncated posterior of n points."""
+
+    single: Tensor
+    """[n, H] probability of the state in which only atom h is active."""
+    multi: Tensor
+    """[n, M], in the order of `superposition.groups`."""
+    candidates: Tensor
+    """[n, H'] int64."""
+    residual: Tensor
+    """[n] float64, <‖y - ȳ‖²>."""
+    log_z: Tensor
+    """[n] float64, log Σ of the tempered joints (constants of the likelihood left out): ranks points for the cut."""
+    log_evidence: Tensor
+    """[n] float64, log Σ p(s, y) over the states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maximal(Truncated):
+    """Atoms are superposed by a maximum; Gaussian noise. A subclass says which maximum."""
+
+    anneal_prior: bool = True
+    """Whether the temperature also flattens the prior."""
+    superposition: Literal["annealed", "smooth", "max"] = "annealed"
+    """The maximum: smoothed while the temperature is above 1 and exact at 1; always smoothed; always exact."""
+    backtrack: bool = True
+    """Whether an update of W that lowered the free energy is taken back."""
+    least_weight: float = 1e-4
+    """Smallest entry (MMCA: magnitude) of W."""
+
+    signed: ClassVar[bool] = False
+    sharpest: ClassVar[float] = 1.05
+    """Temperature below which the smoothed maximum gets no sharper."""
+
+    def __post_init__(self) -> None:
+        Truncated.__post_init__(self)
+        if self.superposition not in ("annealed", "smooth", "max"):
+            raise ModelError(f"superposition={self.superposition!r}: choose annealed, smooth or max")
+        if not self.least_weight > 0:
+            raise ModelError(f"least_weight={self.least_weight} must be above 0")
+        if self.multi_states > MOST_STATES:
+            raise ModelError(
+                f"h_prime={self.h_prime}, gamma={self.gamma} make {self.multi_states:,} states per point, "
+                f"over {MOST_STATES:,}; lower one"
+            )
+
+    def schedule(self) -> Schedule:
+        """200 passes; cooled from T=4 to 1 over most of the run, while the data cut rises."""
+        ramps = {"T": ((0.0, 4.0), (0.8, 1.0)), "ncut": ((0.0, 0.0), (2 / 3, 1.0))}
+        return Schedule(passes=200, update_every="pass", batch_rows=4096, ramps=ramps)
+
+    def init(self, probe: Probe, generator: torch.Generator) -> Params:
+        """W at the data's mean (or at datapoints) plus noise; π = 1/H; σ the spread."""
+        weights, spread = self.start_atoms(probe, generator)
+        weights = self.bounded(weights if self.signed else weights.abs())
+        return {
+            "W": weights,
+            "pi": torch.tensor(min(1 / self.atoms, 0.5), dtype=torch.float64),
+            "sigma": spread,
+            BEFORE: weights.clone(),
+            REFERENCE: torch.zeros((), dtype=torch.float64),
+            TRIAL: torch.full((), -1.0, dtype=torch.float64),
+        }
+
+    def bounded(self, weights: Tensor) -> Tensor:
+        """W with the floor applied."""
+        if not self.signed:
+            return weights.clamp(min=self.least_weight)
+        sign = torch.where(weights < 0, -1.0, 1.0).to(weights.dtype)
+        return sign * weights.abs().clamp(min=self.least_weight)
+
+    def rho(self, stage: Stage | None) -> float | None:
+        """Exponent of the smoothed maximum at this stage; None: the maximum itself."""
+        temperature = stage.get("T", 1.0) if stage else 1.0
+        if self.superposition == "max" or (self.superposition == "annealed" and temperature <= 1.0):
+            return None
+        return 1 / (1 - 1 / max(temperature, self.sharpest))
+
+    def choose(self, weights: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+        """[n, H'] int64, the atoms that states of several atoms may use."""
+        raise NotImplementedError
+
+    # -- E-step ----------------------------------------------------------------------------------------------------
+
+    def posterior(
+        self, params: Params, x: Tensor, stage: Stage | None = None, candidates: Tensor | None = None
+    ) -> Posterior:
+        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage).
+
+        `candidates` [n, H'] int64 are used where given, instead of choosing them.
+        """
+        weights, sigma = params["W"].to(x.dtype), float(params["sigma"])
+        square = x.double().square().sum(1)
+        scores = x @ weights
+        energy = weights.square().sum(0)
+        if too_large(torch.cat([x.square().sum(1), energy]), 0.5 / sigma**2):
+            return self.posterior(params, x.double(), stage, candidates)
+        chosen = self.choose(weights, x, scores) if candidates is None else candidates
+        gain = x.new_zeros(len(x), 1 + self.atoms + self.multi_states)
+        gain[:, 1 : self.atoms + 1] = scores - energy / 2
+        error = gain[:, self.atoms + 1 :]
+        for rows, dims in self._tiles(x):
+            error[rows] -= self._errors(weights, x, chosen, rows, dims, self.rho(stage)).T / 2
+        error += x.square().sum(1, keepdim=True) / 2
+        gain /= sigma**2
+
+        prior = float(params["pi"])
+        logit = log(prior) - log1p(-prior)
+        size = x.new_tensor([0.0] + [1.0] * self.atoms + [*state_sizes(self.candidates, self.active)])
+        beta, heat = temperatures(stage, self.anneal_prior)
+        plain = torch.logsumexp(torch.add(gain, size, alpha=logit), 1).double() if beta != 1.0 else None
+        weight, log_z = normalise((gain * beta).add_(size, alpha=logit * heat))
+        constant = self.atoms * log1p(-prior) - x.shape[1] / 2 * log(2 * pi * sigma**2)
+        explained = torch.einsum("ns,ns->n", weight, gain).double() * (2 * sigma**2)
+        return Posterior(
+            single=weight[:, 1 : self.atoms + 1],
+            multi=weight[:, self.atoms + 1 :],
+            candidates=chosen,
+            residual=(square - explained).clamp(min=0),
+            log_z=log_z - beta * square / (2 * sigma**2),
+            log_evidence=(log_z if plain is None else plain) - square / (2 * sigma**2) + constant,
+        )
+
+    def _tiles(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Blocks of points and dimensions whose states fit the cache."""
+        if self.active < 2:
+            return
+        pixels = max(64, TILE_ELEMENTS // (self.multi_states + self.candidates))
+        dims = min(x.shape[1], pixels)
+        rows = max(1, pixels // max(dims, 1))
+        for a in range(0, len(x), rows):
+            for b in range(0, x.shape[1], dims):
+                yield slice(a, min(a + rows, len(x))), slice(b, min(b + dims, x.shape[1]))
+
+    def _pixels(self, weights: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None) -> Tensor:
+        """[H', points·dimensions] the candidates' atoms in a tile."""
+        atoms = weights.T[:, dims][chosen[rows].T].flatten(1)
+        if rho is None or atoms.dtype == torch.float64:
+            return atoms
+        size = weights.abs()
+        narrow = float(size.min() / size.max().clamp(min=1e-30)) ** rho < FLOAT32_RANGE
+        return atoms.double() if narrow else atoms
+
+    def _errors(
+        self, weights: Tensor, x: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None
+    ) -> Tensor:
+        """[M, points] Σ over the tile's dimensions of (y - ȳ)²."""
+        y = x[rows, dims]
+        atoms = self._pixels(weights, chosen, rows, dims, rho)
+        if rho is None:
+            levels = exact_predictions(atoms, self.active, signed=self.signed)
+        else:
+            levels = smooth_predictions(powers(atoms, self.active, rho))
+        parts = [torch.linalg.vector_norm(p.view(-1, *y.shape).sub_(y), dim=2).square_() for p in levels]
+        return torch.cat(parts).to(x.dtype)
+
+    # -- the contract ----------------------------------------------------------------------------------------------
+
+    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+        """[n] float64: ranks points for the data cut."""
+        return self.posterior(params, x, stage).log_z
+
+    def means(self, params: Params, x: Tensor) -> Tensor:
+        """<s> [n, H]."""
+        q = self.posterior(params, x)
+        return q.single.scatter_add(1, q.candidates, self._candidate_means(q))
+
+    def _candidate_means(self, q: Posterior) -> Tensor:
+        """[n, H'] probability that a candidate is active in a state of several atoms."""
+        members = q.multi.new_zeros(self.candidates, 0)
+        if self.active > 1:
+            eye = torch.eye(self.candidates, dtype=q.multi.dtype, device=q.multi.device)
+            both = [smooth_predictions(powers(eye, m, 1.0))[-1] for m in range(2, self.active + 1)]
+            members = torch.cat(both).T
+        return q.multi @ members.T
+
+    def mass(self, params: Params) -> float:
+        """P(|s| ≤ γ)."""
+        return mass(params["pi"], self.atoms, self.active)
+
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> MaximalStats:
+        """Sums over the posterior; points below the data cut's threshold only count for the free energy.
+
+        Where the batch's memo holds `candidates` [n, H'], the states are those over them.
+        """
+        q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
+        use = self.used(q.log_z, batch, stage)
+        x, single, multi, chosen = batch.x.to(q.single.dtype), q.single, q.multi, q.candidates
+        if not bool(use.all()):
+            x, single, multi, chosen = x[use], single[use], multi[use], chosen[use]
+        total = single.sum(0, dtype=torch.float64)
+        ay, a = (x.T @ single).double().T.contiguous(), total[:, None].expand(-1, x.shape[1]).clone()
+        weights = params["W"].to(x.dtype)
+        for rows, dims in self._tiles(x):
+            shares = self._shares(weights, chosen, multi, rows, dims, self.rho(stage)).to(x.dtype)
+            y, at = x[rows, dims], chosen[rows].T.reshape(-1)
+            shares = shares.view(self.candidates, *y.shape)
+            for out, part in ((a, shares), (ay, shares * y)):
+                out[:, dims] += x.new_zeros(self.atoms, y.shape[1]).index_add_(0, at, part.flatten(0, 1))
+        sizes = x.new_tensor(state_sizes(self.candidates, self.active))
+        return MaximalStats(
+            ay=ay.T.contiguous(),
+            a=a.T.contiguous(),
+            active=total.sum() + (multi @ sizes).sum(dtype=torch.float64),
+            residual=q.residual[use].sum(),
+            yy=x.double().square().sum(),
+            used=use.sum().double(),
+            log_evidence=q.log_evidence.sum(),
+            rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=x.device),
+        )
+
+    def _shares(
+        self, weights: Tensor, chosen: Tensor, multi: Tensor, rows: slice, dims: slice, rho: float | None
+    ) -> Tensor:
+        """[H', points·dimensions] Σ over the tile's states of q(s) A."""
+        atoms = self._pixels(weights, chosen, rows, dims, rho)
+        counts = [comb(self.candidates, m) for m in range(2, self.active + 1)]
+        q = list(multi[rows].T.to(atoms.dtype).contiguous().split(counts))
+        points = rows.stop - rows.start
+        if rho is None:
+            return exact_shares(atoms, q, points, signed=self.signed)
+        return smooth_shares(powers(atoms, self.active, rho), q, points, signed=self.signed)
+
+    def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
+        """W as the mean of what every atom dominates, taken back where the last one lowered the free energy; σ with
+        the W of the E-step; π with the cut's correction."""
+        assert isinstance(stats, MaximalStats)
+        used = float(stats.used)
+        if used == 0:
+            return params
+        free_energy = stats.log_evidence / stats.rows
+        comparable = self.backtrack and self._comparable(stage)
+        trial = int(params[TRIAL])
+        fell = float(free_energy) < float(params[REFERENCE]) - TOLERANCE * abs(float(params[REFERENCE]))
+        if comparable and 0 <= trial < TRIALS and fell:
+            return self._taken_back(params, trial, last=stage.step + 1 >= stage.steps)
+        weights, dim = params["W"], params["W"].shape[0]
+        seen = stats.a > UNUSED
+        moved = self.inert(weights, stats.ay / stats.a.clamp(min=UNUSED), stats.a)
+        mean = float(stats.active) / used
+        cut = stage.get("ncut", 0.0) > 0
+        prior = truncated_pi(mean, self.atoms, self.active) if cut else mean / self.atoms
+        least = 1e-6 * stats.yy / (used * dim)
+        new = {
+            "W": self.bounded(torch.where(seen, moved, weights)),
+            "pi": weights.new_tensor(min(max(prior, PI_BOUND), 1 - PI_BOUND)),
+            "sigma": torch.maximum(stats.residual / (used * dim), least).clamp(min=1e-30).sqrt(),
+            BEFORE: weights.clone(),
+            REFERENCE: free_energy,
+            TRIAL: weights.new_tensor(0.0 if comparable else -1.0),
+        }
+        noisy = self.disturbed(new, stage)
+        return {**noisy, "W": self.bounded(noisy["W"])}
+
+    def inert(self, old: Tensor, new: Tensor, seen: Tensor) -> Tensor:
+        """The new W where entries change slowly that few points dominate."""
+        del old, seen
+        return new
+
+    def _comparable(self, stage: Stage) -> bool:
+        """Whether free energies of successive updates say whether W got better."""
+        noise = any(stage.get(f"{n}_noise", 0.0) > 0 for n in ("W", "pi", "sigma"))
+        whole = stage.get("ncut", 0.0) <= 0 and stage.get("partial", 1.0) >= 1
+        return stage.get("T", 1.0) == 1.0 and whole and not noise
+
+    def _taken_back(self, params: Params, trial: int, *, last: bool) -> Params:
+        """Half of the last change of W, or none of it after three halvings or at the end of the run."""
+        before = params[BEFORE]
+        whole = last or trial + 1 >= TRIALS
+        weights = before.clone() if whole else self.bounded(before + (params["W"] - before) / 2)
+        done = TRIALS if whole else trial + 1
+        return {**params, "W": weights, TRIAL: torch.full_like(params[TRIAL], float(done))}
+
+    def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
+        """Free energy per datapoint (nats, at temperature 1), π, σ, mean active atoms, share of points in use, and how
+        often W was taken back before this update."""
+        assert isinstance(stats, MaximalStats)
+        rows, used = max(float(stats.rows), 1.0), max(float(stats.used), 1.0)
+        return {
+            "free_energy": float(stats.log_evidence) / rows,
+            "pi": float(params["pi"]),
+            "sigma": float(params["sigma"]),
+            "active_atoms": float(stats.active) / used,
+            "used_share": float(stats.used) / rows,
+            "taken_back": max(float(params.get(TRIAL, torch.zeros(()))), 0.0),
+        }
+
+    def memory(self, rows: int, dim: int) -> int:
+        """Rows, scores and joints of one batch, one tile's states, parameters and statistics in float64."""
+        item = 8 if self.dtype == "float64" else 4
+        per_row = dim * (2 * item + 16) + (4 * self.atoms + 5 * self.multi_states + 4 * self.candidates) * item
+        states = self.multi_states + self.candidates
+        tile = 8 * 8 * max(TILE_ELEMENTS, 64 * states)
+        return rows * per_row + tile + 8 * 10 * dim * self.atoms
+
+    def flops(self, dim: int) -> float:
+        """Scores and Σ y<s>ᵀ, and a dozen operations per state and dimension."""
+        return 4.0 * dim * self.atoms + 12.0 * dim * self.multi_states
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCA(Maximal):
+    """Maximal causes analysis: the largest of the active atoms, which are not negative, in every dimension."""
+
+    select: Literal["overshoot", "relative"] = "overshoot"
+    """Candidates are the atoms that exceed the point least, or least relative to their own sum."""
+
+    def __post_init__(self) -> None:
+        Maximal.__post_init__(self)
+        if self.select not in ("overshoot", "relative"):
+            raise ModelError(f"select={self.select!r}: choose overshoot or relative")
+
+    def choose(self, weights: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+        """The smallest Σ_d max(W_dh - y_d, 0); of several, the largest atom."""
+        total = weights.sum(0)
+        over = x.new_empty(self.atoms, len(x))
+        rows = max(1, TILE_ELEMENTS // (8 * x.shape[1]))
+        for a in range(0, len(x), rows):
+            excess = torch.empty_like(x[a : a + rows])
+            for h in range(self.atoms):
+                torch.sub(weights[:, h], x[a : a + rows], out=excess).clamp_(min=0)
+                torch.sum(excess, 1, out=over[h, a : a + rows])
+        # Many atoms may overshoot a bright point by nothing at all.
+        if self.select == "relative":
+            score = over.T / total.clamp(min=1e-30) - TIE * total / total.mean()
+        else:
+            score = over.T - TIE * total
+        return score.topk(self.candidates, dim=1, largest=False).indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMCA(Maximal):
+    """Maximum-magnitude causes analysis: in every dimension the active atom of largest magnitude, with its sign."""
+
+    inertia: bool = True
+    """Whether entries of W that few points dominate change slowly."""
+
+    signed: ClassVar[bool] = True
+    sharpest: ClassVar[float] = 1.2
+
+    def choose(self, weights: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+        """The smallest ‖W_h - y‖²."""
+        distance = weights.square().sum(0) - 2 * scores
+        return distance.topk(self.candidates, dim=1, largest=False).indices
+
+    def inert(self, old: Tensor, new: Tensor, seen: Tensor) -> Tensor:
+        """η W + (1-η) W_old with η = max(1 - exp(-points/2.5), 0.2)."""
+        if not self.inertia:
+            return new
+        rate = (1 - torch.exp(-seen / 2.5)).clamp(min=0.2)
+        return torch.lerp(old, new, rate)
