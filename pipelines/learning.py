@@ -5,6 +5,7 @@ learn = check, fit (owns the workers), publish
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
@@ -17,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..models import TRAINING
-from ..storage import ArtifactStore, Dataset, open_dataset
+from ..storage import ArtifactStore, Dataset, NotFound, StorageError, open_dataset
+from ..storage.artifacts import Checkpoint, Version
+from ..storage.artifacts.names import check_alias
 from ..workers import engines
 from ..workers.errors import EngineError, JobError
 from ..workers.job import Job, LearnJob
@@ -27,6 +30,7 @@ from .metrics import ordered
 from .paths import absolute, make_importable
 from .reporter import Reporter, silent
 
+LOG = logging.getLogger(__name__)
 DRY_ROWS = 4096
 DRY_PASSES = 4
 Arrays = Mapping[str, NDArray[Any]]
@@ -103,8 +107,17 @@ def check(job: LearnJob) -> LearnJob:
         raise JobError(
             f"data={job.data!r} holds codes; learning needs a data set of rows, as `sparsefleet ingest` makes"
         )
+    for alias in job.aliases:
+        check_alias(alias)
     plan(job)
-    return job
+    return pinned(job)
+
+
+def pinned(job: LearnJob) -> LearnJob:
+    """The job with the exact version that `init` means now, so that a run can be resumed after its alias has moved."""
+    if job.init is None or job.init.endswith(".npz"):
+        return job
+    return job.model_copy(update={"init": ArtifactStore(job.store, create=False).resolve(job.init).ref})
 
 
 def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
@@ -125,19 +138,48 @@ def publish(job: LearnJob, fit: Fit) -> LearnResult:
     store = ArtifactStore(job.store)
     run = store.run(fit.run_id)
     found = run.latest()
-    if found is None:
-        raise EngineError(f"run {fit.run_id} left no commit in {job.store}; was the store changed meanwhile?")
+    if found is None or found.step != fit.step:
+        raise EngineError(f"run {fit.run_id} is no longer in {job.store} as it ended; was the store changed meanwhile?")
     data = open_dataset(job.data)
     arrays = {n: a for n, a in found.arrays.items() if not n.startswith(TRAINING)}
     history = {n: np.asarray(v) for n, v in found.history.items()}
-    figures = pictures(job, data, found.arrays, history)
+    try:
+        figures = pictures(job, data, found.arrays, history)
+    except Exception:
+        # A version without pictures is better than a run without a version.
+        LOG.exception("the pictures of run %s could not be drawn", fit.run_id)
+        figures = {}
     parents = [] if job.init is None or job.init.endswith(".npz") else [job.init]
     card = make_card(job, data, fit, history, parents)
-    version = store.publish(job.name, arrays=arrays, card=card, history=history, figures=figures)
-    for alias in job.aliases:
-        store.set_alias(job.name, alias, f"{job.name}@{version.number}")
-    run.drop()
+    card["run"]["commit"] = found.snapshot
+    try:
+        version = published(store, job.name, found) or store.publish(
+            job.name, arrays=arrays, card=card, history=history, figures=figures
+        )
+        for alias in job.aliases:
+            store.set_alias(job.name, alias, f"{job.name}@{version.number}")
+        run.drop()
+    except StorageError as err:
+        raise EngineError(
+            f"what was learned could not be published: {err}. It is kept in run {fit.run_id}: "
+            "mend the store and run the same command again"
+        ) from err
     return LearnResult(job.name, version.number, version.snapshot, job.store, fit, figures)
+
+
+def published(store: ArtifactStore, name: str, made_from: Checkpoint) -> Version | None:
+    """The version that a process made of this commit, if one was killed before it could drop the run."""
+    try:
+        version = store.resolve(name)
+    except NotFound:
+        return None
+    while version.written_at >= made_from.written_at:
+        if store.card(version.ref).get("run", {}).get("commit") == made_from.snapshot:
+            return version
+        if version.number == 1:
+            break
+        version = store.resolve(f"{name}@{version.number - 1}")
+    return None
 
 
 def pictures(job: LearnJob, data: Dataset, params: Arrays, history: Arrays) -> dict[str, bytes]:
@@ -147,7 +189,6 @@ def pictures(job: LearnJob, data: Dataset, params: Arrays, history: Arrays) -> d
     usage = report.usage_of(params, job.atoms)
     shape = data.patch_shape
     seen = data.to_pixels(atoms) if shape is not None else atoms
-    # Matplotlib is an extra: a version without plots is better than a run without a version.
     plots = report.can_plot()
     atoms_png = report.atoms_picture(seen, shape, usage) if plots or shape is not None else None
     convergence_png = report.convergence_picture(history) if plots else None

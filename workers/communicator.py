@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -61,7 +62,8 @@ class TorchDistributed(Communicator):
 
         self._dist = dist
         self.rank, self.size = rank, size
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # Statistics lie on the device; checksums and counts are small and stay on the host.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         self._run(dist.init_process_group, backend, init_method=init_method, rank=rank, world_size=size)
 
     def allreduce(self, vector: Tensor) -> Tensor:
@@ -96,6 +98,8 @@ class MPI(Communicator):
         self._mpi = mpi
         self._world = mpi.COMM_WORLD
         self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        self._world.Barrier()
+        _forget_names_of_shared_memory()
 
     def allreduce(self, vector: Tensor) -> Tensor:
         buffer = vector.cpu().contiguous()
@@ -107,3 +111,14 @@ class MPI(Communicator):
 
     def barrier(self) -> None:
         self._world.Barrier()
+
+
+def _forget_names_of_shared_memory() -> None:
+    """Unlink MPICH's shared memory, which every rank has open by now: a group that is killed would leave it behind."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    for line in maps.read_text().splitlines():
+        _, found, name = line.partition("/dev/shm/mpich_shm_")
+        if found:
+            Path(found + name).unlink(missing_ok=True)

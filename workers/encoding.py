@@ -17,7 +17,8 @@ class ShardEncoder:
 
     def __init__(self, job: EncodeJob, data: Dataset, dictionary: Dictionary, device: torch.device) -> None:
         """Raises JobError where the dictionary was learned for rows of another length."""
-        self._job, self._data, self._model, self._ref = job, data, dictionary.model, dictionary.ref
+        self._job, self._data, self._model = job, data, dictionary.model
+        self._ref, self._snapshot = dictionary.ref, dictionary.snapshot
         self._device = device
         self._params = {n: p.to(device) for n, p in dictionary.params.items()}
         dim = self._model.dictionary(self._params).shape[0]
@@ -40,6 +41,7 @@ class ShardEncoder:
                 "kind": "codes",
                 "atoms": self._model.atoms,
                 "dictionary": self._ref,
+                "snapshot": self._snapshot,
                 "source": {"uri": self._data.uri, "fingerprint": self._data.fingerprint},
             },
             overwrite=self._job.overwrite,

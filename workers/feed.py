@@ -63,7 +63,7 @@ class Feed:
         self._rows, self._seed, self._device = rows, seed, device
         self._cache = _BlockCache(self._read, budget)
         self._chunk = min(data.chunk_rows, rows)
-        self._group_chunks = max(GROUP_CHUNKS, math.ceil(4 * schedule.batch_rows / self._chunk))
+        self._group_chunks = group_chunks(schedule, self._chunk)
         if schedule.update_every == "pass":
             self.updates = schedule.passes
         else:
@@ -122,12 +122,16 @@ class Feed:
         for epoch in range(self._schedule.passes):
             for chunks in self._groups(epoch):
                 count = self._group_updates(chunks)
+                # All batches of a group take rows of the same chunks: read once, held until the next group.
+                held: dict[int, torch.Tensor] = {}
                 for i in range(count):
                     if step + i >= start:
-                        yield self._part(epoch, chunks, i, count)
+                        yield self._part(epoch, chunks, i, count, held)
                 step += count
 
-    def _part(self, epoch: int, chunks: NDArray[np.int64], i: int, count: int) -> tuple[int, torch.Tensor]:
+    def _part(
+        self, epoch: int, chunks: NDArray[np.int64], i: int, count: int, held: dict[int, torch.Tensor]
+    ) -> tuple[int, torch.Tensor]:
         """This worker's rows of batch `i` of `count` of a group, and where in the batch they begin."""
         sizes = self._sizes(chunks)
         begin, end = sizes * i // count, sizes * (i + 1) // count
@@ -138,10 +142,11 @@ class Feed:
         for j, chunk in enumerate(chunks):
             a, b = max(low, edges[j]) - edges[j], min(high, edges[j + 1]) - edges[j]
             if a < b:
-                order = np.random.default_rng([self._seed, epoch, int(chunk)]).permutation(int(sizes[j]))
-                first = int(chunk) * self._chunk
-                rows = self._cache.get(first, first + int(sizes[j]))
-                parts.append(rows[torch.from_numpy(order[begin[j] + a : begin[j] + b])])
+                if j not in held:
+                    order = np.random.default_rng([self._seed, epoch, int(chunk)]).permutation(int(sizes[j]))
+                    first = int(chunk) * self._chunk
+                    held[j] = self._cache.get(first, first + int(sizes[j]))[torch.from_numpy(order)]
+                parts.append(held[j][begin[j] + a : begin[j] + b])
         return int(low), torch.cat(parts) if parts else self._empty().x
 
     def _groups(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -176,6 +181,11 @@ class Feed:
                 f"data set {self._data.uri!r} has NaN or infinite values, first in rows {bad}; ingest it without them"
             )
         return block.pin_memory() if self._device.type == "cuda" else block
+
+
+def group_chunks(schedule: Schedule, chunk_rows: int) -> int:
+    """Chunks that batches are mixed from, where parameters are updated per batch."""
+    return max(GROUP_CHUNKS, math.ceil(4 * schedule.batch_rows / chunk_rows))
 
 
 class Memories:

@@ -173,9 +173,10 @@ class LearnJob(Job):
             ramps={**default.ramps, **own},
         )
 
-    def run_id(self, fingerprint: str, init_digest: str = "") -> str:
+    def run_id(self, fingerprint: str, init_digest: str = "", source_digest: str = "") -> str:
         """Identity of the run: equal jobs on equal data continue one another, wherever and on however many workers."""
-        identity = self.model_dump(mode="json", include=_IDENTITY) | {"data": fingerprint, "init": init_digest}
+        identity = self.model_dump(mode="json", include=_IDENTITY)
+        identity |= {"data": fingerprint, "init": init_digest, "source": source_digest}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 

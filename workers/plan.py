@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from ..models import Batch, Model, Probe, Schedule, Stage
 from ..storage import Dataset, open_dataset
 from .errors import JobError
+from .feed import group_chunks
 from .job import Job, LearnJob
 from .start import run_id_of
 
@@ -19,6 +20,8 @@ GIB = 2**30
 # Interpreter, torch and zarr of one worker, measured at 0.35 to 0.45 GiB.
 PROCESS_BYTES = int(0.5 * GIB)
 LARGEST_FEED = 64 * GIB
+LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+"""Where launchers tell a rank its number on its node."""
 
 
 class Plan(BaseModel):
@@ -58,7 +61,9 @@ def plan(job: LearnJob) -> Plan:
     schedule = job.build_schedule(model)
     rows = min(job.rows or data.rows, data.rows)
     per_pass = 1 if schedule.update_every == "pass" else max(1, round(rows / schedule.batch_rows))
-    need = model.memory(worker_batch(job, schedule), data.dim) + model.row_memory() * math.ceil(rows / job.workers)
+    need = model.memory(min(worker_batch(job, schedule), data.rows), data.dim) + model.row_memory() * math.ceil(
+        rows / job.workers
+    )
     feed = feed_budget(job, model, schedule, data)
     statistics = _statistics_bytes(model, data.dim)
     return Plan(
@@ -92,9 +97,14 @@ def feed_budget(job: LearnJob, model: Model, schedule: Schedule, data: Dataset) 
         JobError: not even one batch fits.
     """
     limit = memory_limit(job)
-    batch = worker_batch(job, schedule)
+    batch = min(worker_batch(job, schedule), data.rows)
     remembered = model.row_memory() * math.ceil(min(job.rows or data.rows, data.rows) / job.workers)
-    need = PROCESS_BYTES + remembered + model.memory(batch, data.dim) + 4 * batch * data.dim * _itemsize(model)
+    # Read ahead: a few batches, or the chunks that batches are mixed from.
+    chunk = min(data.chunk_rows, data.rows)
+    ahead = 4 * batch
+    if schedule.update_every == "batch":
+        ahead += min(group_chunks(schedule, chunk) * chunk, data.rows)
+    need = PROCESS_BYTES + remembered + model.memory(batch, data.dim) + ahead * data.dim * _itemsize(model)
     if need > limit:
         raise JobError(
             f"atoms={job.atoms:,} with {batch:,} rows of {data.dim:,} dimensions at once need "
@@ -136,7 +146,9 @@ def device_of(job: Job) -> torch.device:
     if job.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        # Ray shows a worker its own GPU only; ranks that a launcher placed on one node take turns.
+        local = next((os.environ[n] for n in LOCAL_RANKS if n in os.environ), "0")
+        return torch.device("cuda", int(local) % torch.cuda.device_count())
     if job.device == "cuda":
         raise JobError("device=cuda: this worker sees no CUDA device; use --device cpu or auto")
     return torch.device("cpu")

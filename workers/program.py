@@ -6,20 +6,26 @@ on what rank 0 yields. The last commit is the truth: whoever starts the same job
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import reduce
+from types import FrameType
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from ..models import Batch, Model, Params, Stage, Stats
-from ..storage import ArtifactStore, open_dataset
+from ..storage import ArtifactStore, StorageError, StoreConflict, locate, open_dataset
+from ..storage.artifacts import RunBranch
 from .communicator import Communicator
 from .errors import EngineError, JobError
 from .feed import Feed, Update
@@ -30,6 +36,8 @@ from .start import initial_params, load_dictionary, run_id_of
 
 Program = Callable[[Any, Communicator], Generator[Progress, None, None]]
 CONTINUE, COMMIT = 0.0, 1.0
+# Also the age from which a commit may go: who reads one needs less.
+TIDY_SECONDS = 600.0
 
 
 @dataclass
@@ -39,6 +47,10 @@ class RunState:
     step: int
     params: Params
     history: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    kept: int = 0
+    """The step of the last commit."""
+    whole: bool = True
+    """False while step, parameters and history change, one after the other."""
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Parameters as arrays on the host."""
@@ -60,8 +72,9 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
     budget = feed_budget(job, model, schedule, data)
     feed = Feed(data, model, schedule, comm, rows=rows, seed=job.seed, budget=budget, device=device)
     run_id = run_id_of(job, data)
-    run = ArtifactStore(job.store).run(run_id) if comm.rank == 0 else None
-    state = comm.broadcast(_resume(run) or _begin(job, model, feed) if run is not None else cast(RunState, None))
+    store = ArtifactStore(job.store) if comm.rank == 0 else None
+    run = store.run(run_id) if store is not None else None
+    state = comm.broadcast(_resume(run) or _begin(job, model, feed, run) if run is not None else cast(RunState, None))
     state.params = {name: value.to(device) for name, value in state.params.items()}
 
     clock = Clock(job, state)
@@ -76,21 +89,28 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
             wish = COMMIT if last or clock.commit_due() else CONTINUE
             stats, wish = total(model, state.params, update.batches(), stage, comm, wish)
             metrics = model.metrics(state.params, stats)
-            state.params = model.update(state.params, stats, stage)
-            state.step += 1
+            params = model.update(state.params, stats, stage)
+            state.whole = False
+            state.params, state.step = params, state.step + 1
             clock.record(metrics, rows if schedule.update_every == "pass" else rows * schedule.passes / feed.updates)
             if wish >= COMMIT:
                 agree(comm, state.params)
-                if run is not None:
-                    run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
+                if store is not None and run is not None:
+                    commit(run, state, job)
+                    if clock.tidy_due():
+                        tidy(store)
                 clock.committed()
+            state.whole = True
+            if wish >= COMMIT:
                 yield say("commit", metrics=metrics, rows_per_second=clock.rate)
             elif clock.report_due():
                 yield say("step", metrics=metrics, rows_per_second=clock.rate)
     except (KeyboardInterrupt, GeneratorExit):
         # Alone, this worker may keep what it has done; in a group the others would wait in the next reduction.
-        if run is not None and comm.size == 1 and clock.updates:
-            run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
+        if run is not None and comm.size == 1 and state.whole and state.step > state.kept:
+            # Another process may have taken the run over; then there is nothing to keep.
+            with suppress(StoreConflict):
+                commit(run, state, job)
         raise
     yield say("done", rows_per_second=clock.rate, metrics=_last(state), result={"run_id": run_id, "step": state.step})
 
@@ -129,7 +149,9 @@ def encode(job: EncodeJob, comm: Communicator) -> Generator[Progress, None, None
     if comm.rank == 0:
         writer.finish()
     comm.barrier()
-    metrics = {"rows": float(counts[0]), "entries_per_row": float(counts[1] / counts[0].clamp(min=1))}
+    metrics = {"rows": float(data.rows)}
+    if counts[0] > 0:
+        metrics["entries_per_row"] = float(counts[1] / counts[0])
     rate = float(counts[0]) / max(time.monotonic() - begun, 1e-9)
     yield say(
         "done", len(todo), rows_per_second=rate, metrics=metrics, result={"out": job.out, "dictionary": dictionary.ref}
@@ -146,7 +168,8 @@ def prepare_process(job: Job) -> torch.device:
     """Threads, device and import path of this worker."""
     folder = os.path.abspath(job.module_path or os.getcwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        # Last, so that a file of the user's cannot stand in for a library.
+        sys.path.append(folder)
     torch.set_num_threads(threads_of(job))
     return device_of(job)
 
@@ -196,12 +219,66 @@ def agree(comm: Communicator, params: Params) -> None:
         )
 
 
+def commit(run: RunBranch, state: RunState, job: LearnJob) -> None:
+    """Write the state as the run's next commit.
+
+    Raises:
+        StoreConflict: another process works on this run.
+        EngineError: it could not be written; the commit before it is kept.
+    """
+    try:
+        with unhurried():
+            run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
+    except StoreConflict:
+        raise
+    except StorageError as err:
+        raise EngineError(
+            f"update {state.step} could not be committed: {err}. The commit of update {state.kept} is kept: "
+            "mend the store and run the same job again"
+        ) from err
+    state.kept = state.step
+
+
+@contextmanager
+def unhurried() -> Generator[None, None, None]:
+    """Ctrl-C and SIGTERM, where they raise an exception, wait for the end of what is done inside; a second does not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    answers = {n: a for n in (signal.SIGINT, signal.SIGTERM) if callable(a := signal.getsignal(n))}
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if arrived:
+            answers[signal.Signals(number)](number, frame)
+        arrived.append((number, frame))
+
+    for number in answers:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, answer in answers.items():
+            signal.signal(number, answer)
+        for number, frame in arrived[:1]:
+            answers[signal.Signals(number)](number, frame)
+
+
+def tidy(store: ArtifactStore) -> None:
+    """Remove what newer commits have replaced from a store on this machine: a run of days would fill its disk."""
+    if locate(store.uri).is_local:
+        try:
+            store.garbage_collect(dry_run=False, older_than_days=TIDY_SECONDS / 86400)
+        except StorageError:
+            logging.getLogger(__name__).warning("old commits in %s could not be removed", store.uri, exc_info=True)
+
+
 class Clock:
     """When to commit and to report, and how fast the run is."""
 
     def __init__(self, job: LearnJob, state: RunState) -> None:
         self._job, self._state = job, state
-        self._begun = self._last_commit = self._last_update = time.monotonic()
+        self._begun = self._last_commit = self._last_update = self._last_tidy = time.monotonic()
         self._last_report = 0.0
         # A continued run's wall clock goes on where its history ends.
         self._before = state.history.get("seconds", [0.0])[-1]
@@ -219,6 +296,14 @@ class Clock:
     def committed(self) -> None:
         """A commit was made now."""
         self._last_commit = time.monotonic()
+
+    def tidy_due(self) -> bool:
+        """Whether old commits were removed long enough ago; counts as done then."""
+        now = time.monotonic()
+        if now - self._last_tidy < TIDY_SECONDS:
+            return False
+        self._last_tidy = now
+        return True
 
     def report_due(self) -> bool:
         """Whether the last report is old enough; counts as reported then."""
@@ -239,18 +324,23 @@ class Clock:
             self._state.history.setdefault(name, []).append(value)
 
 
-def _resume(run: Any) -> RunState | None:
+def _resume(run: RunBranch) -> RunState | None:
     found = run.latest()
     if found is None:
         return None
     params = {name: torch.from_numpy(np.array(value)) for name, value in found.arrays.items()}
-    return RunState(found.step, params, {name: list(map(float, values)) for name, values in found.history.items()})
+    history = {name: list(map(float, values)) for name, values in found.history.items()}
+    return RunState(found.step, params, history, kept=found.step)
 
 
-def _begin(job: LearnJob, model: Model, feed: Feed) -> RunState:
+def _begin(job: LearnJob, model: Model, feed: Feed, run: RunBranch) -> RunState:
+    """The start values, committed: from here on the run can be resumed, and a second process that begins it fails."""
     probe = feed.probe()
     params = model.init(probe, torch.Generator().manual_seed(job.seed))
-    return RunState(0, initial_params(job, params))
+    state = RunState(0, initial_params(job, params))
+    with unhurried():
+        run.commit(0, state.arrays(), {}, job.to_dict())
+    return state
 
 
 def _columns(state: RunState) -> dict[str, np.ndarray[Any, Any]]:

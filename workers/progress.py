@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class Progress(BaseModel):
     """One message of a run. Engines hand them on unchanged, in order."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A metric may be NaN or infinite, and JSON's null would not be a number at the other end.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     kind: Literal["start", "step", "commit", "restart", "done"]
     run_id: str = ""

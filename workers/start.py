@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,23 @@ class Dictionary:
     """A published dictionary, ready to encode with."""
 
     ref: str
+    snapshot: str
+    """Identity of the version's content, whatever the store."""
     model: Model
     params: Params
 
 
 def run_id_of(job: LearnJob, data: Dataset) -> str:
-    """The run's identity: the job, the data's content and the start values' content."""
-    return job.run_id(data.fingerprint, _init_digest(job))
+    """The run's identity: the job, the data, the start values, and a model of one's own, each by its content."""
+    return job.run_id(data.fingerprint, _init_digest(job), source_digest(job))
+
+
+def source_digest(job: LearnJob) -> str:
+    """SHA-256 of the file of a model that is named as module:Class, which may change between two runs; else empty."""
+    if ":" not in job.model:
+        return ""
+    source = inspect.getsourcefile(type(job.build_model()))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
 
 
 def initial_params(job: LearnJob, params: Params) -> Params:
@@ -51,6 +64,8 @@ def initial_params(job: LearnJob, params: Params) -> Params:
             raise JobError(
                 f"init={job.init!r}: {name} has shape {tuple(value.shape)}, but this job needs {tuple(own[name].shape)}"
             )
+        if value.dtype.kind not in "fiu":
+            raise JobError(f"init={job.init!r}: {name} holds {value.dtype}, not numbers")
         if not np.isfinite(value).all():
             raise JobError(f"init={job.init!r}: {name} holds NaN or infinite values")
         out[name] = torch.from_numpy(np.array(value)).to(own[name].dtype)
@@ -64,7 +79,7 @@ def load_dictionary(job: EncodeJob) -> Dictionary:
     if job.dtype:
         made_by = made_by.model_copy(update={"dtype": job.dtype})
     params = {n: torch.from_numpy(np.array(a)) for n, a in found.arrays.items()}
-    return Dictionary(f"{found.version.name}@{found.version.number}", made_by.build_model(), params)
+    return Dictionary(found.version.ref, found.version.snapshot, made_by.build_model(), params)
 
 
 def _is_file(init: str) -> bool:
@@ -78,7 +93,7 @@ def _init_arrays(job: LearnJob) -> dict[str, Any]:
     try:
         with np.load(job.init, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as err:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         raise JobError(f"init={job.init!r} cannot be read as .npz: {err}") from err
 
 

@@ -159,7 +159,7 @@ def test_interrupted_learning_keeps_its_state_and_says_how_to_continue(tmp_path,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while started.poll() is None and not unfinished_runs(tmp_path / "artifacts"):
+    while started.poll() is None and not any(r.step > 0 for r in unfinished_runs(tmp_path / "artifacts")):
         time.sleep(0.1)
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)

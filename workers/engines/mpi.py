@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Generator
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..job import Job
 from ..plan import threads_of
 from ..progress import Progress
 from .failures import GroupLost, revive
+from .folders import temporary_folder
 from .restarts import with_restarts
 
 TERMINATE_SECONDS = 10.0
@@ -50,7 +50,10 @@ def find_launcher(given: str | None) -> list[str]:
     Raises:
         JobError: there is none.
     """
-    words = shlex.split(given) if given else ["mpirun"]
+    try:
+        words = shlex.split(given or "") or ["mpirun"]
+    except ValueError as err:
+        raise JobError(f"launcher={given!r} is not a command: {err}") from err
     beside = Path(sys.executable).with_name(words[0])
     found = str(beside) if beside.exists() else shutil.which(words[0])
     if found is None:
@@ -73,8 +76,8 @@ def _open_mpi_flags(launcher: str) -> tuple[str, ...]:
 
 def _attempt(program: str, job: Job, launcher: list[str]) -> Generator[Progress, None, None]:
     """One launch of the ranks."""
-    with tempfile.TemporaryDirectory(prefix="sf-mpi-") as folder, open(Path(folder) / "stderr", "w+b") as errors:
-        path = Path(folder) / "job.json"
+    with temporary_folder("mpi") as folder, open(folder / "stderr", "w+b") as errors:
+        path = folder / "job.json"
         path.write_text(json.dumps(job.to_dict()), encoding="utf-8")
         module = ["-m", "mpi4py", "-m", "sparsefleet.workers.mpi_main"]
         command = [

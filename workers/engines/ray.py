@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
+import signal
 import socket
-import tempfile
+import threading
+import time
 from collections.abc import Generator
+from importlib import import_module
 from typing import Any
 
 from ..communicator import PeerLost, TorchDistributed
@@ -22,13 +24,22 @@ from ..plan import device_of, threads_of
 from ..program import run_program
 from ..progress import Progress
 from .failures import FINAL, GroupLost, describe, revive
+from .folders import temporary_folder
 from .restarts import with_restarts
 
 POLL_SECONDS = 0.2
 PLACEMENT_SECONDS = 120.0
+JOIN_SECONDS = 120.0
 # Long enough for the other members' outcomes to arrive once one has failed.
 AFTERMATH_SECONDS = 5.0
+CHECK_SECONDS = 1.0
+OWN_HEAD_SECONDS = 3.0
+# A head that is run to survive failures comes back within this; after a minute Ray would end this process.
+HEAD_SECONDS = 40.0
+KEPT = "The state of the last commit is kept: run the same job again"
 OBJECT_STORE_BYTES = 128 * 2**20
+# Without it, RAY_ADDRESS in the environment would be taken for the cluster to join.
+OWN = "local"
 
 
 class Member:
@@ -36,6 +47,11 @@ class Member:
 
     def __init__(self) -> None:
         self._said: list[str] = []
+        self._joined = False
+
+    def joined(self) -> bool:
+        """Whether this member has met the others."""
+        return self._joined
 
     def rendezvous(self) -> str:
         """An address where the group can meet at this member."""
@@ -58,6 +74,7 @@ class Member:
         try:
             typed = JOBS[kind].parse(job)
             comm = TorchDistributed(rank, size, meeting, device_of(typed))
+            self._joined = True
             for message in run_program(program, typed, comm):
                 if rank == 0:
                     self._said.append(message.model_dump_json())
@@ -71,6 +88,60 @@ class Member:
         return None
 
 
+class Cluster:
+    """The Ray cluster that a group runs on, and whether its head still answers."""
+
+    def __init__(self, *, local: bool, address: str | None) -> None:
+        """`local`: all of it is on this machine; `address`: as the user gave it."""
+        import ray
+
+        self.local, self._address = local, address
+        # What a client sees of a cluster is its proxy; the head is not for it to reach.
+        proxied = bool(address and address.startswith("ray://"))
+        self._head = None if proxied else ray.get_runtime_context().gcs_address
+        self._asked = time.monotonic()
+        self._silent_since: float | None = None
+
+    def check(self) -> None:
+        """Raise once the head has been silent for too long: GroupLost for a cluster of ours, else EngineError."""
+        now = time.monotonic()
+        if self._head is None or now - self._asked < CHECK_SECONDS:
+            return
+        self._asked = now
+        if _answers(self._head):
+            self._silent_since = None
+            return
+        self._silent_since = self._silent_since or now
+        silent = now - self._silent_since
+        if self._address is None and silent > OWN_HEAD_SECONDS:
+            raise GroupLost("the head of the Ray cluster of this job died")
+        if silent > HEAD_SECONDS:
+            raise EngineError(f"the Ray head at {self._head} does not answer any more. {KEPT}")
+
+    @property
+    def well(self) -> bool:
+        """Whether there is a head and a node to start a group on. (Ray's own calls would wait for a head for long.)"""
+        import ray
+
+        if self._head is None:
+            return True
+        return self._silent_since is None and _answers(self._head) and any(n["Alive"] for n in ray.nodes())
+
+    def get(self, ref: Any, seconds: float = PLACEMENT_SECONDS) -> Any:
+        """The value of `ref`; raises GetTimeoutError after so long, and as `check` in between."""
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return ray.get(ref, timeout=min(seconds, 2.0))
+            except GetTimeoutError:
+                self.check()
+                if time.monotonic() > end:
+                    raise
+
+
 def run(program: str, job: Job) -> Generator[Progress, None, None]:
     """Run `program` on `job.workers` actors of the cluster at `job.address`, or of one started for this job.
 
@@ -78,13 +149,28 @@ def run(program: str, job: Job) -> Generator[Progress, None, None]:
         JobError: Ray is not installed, the cluster cannot be reached or is too small.
         EngineError: the workers failed for good.
     """
-    with _cluster(job) as local:
-        yield from with_restarts(job, lambda again: _attempt(program, again, local=local))
+    with contextlib.ExitStack() as stack:
+        clusters: list[Cluster] = []
+
+        def attempt(again: Job) -> Generator[Progress, None, None]:
+            """One group's life, on the cluster of the group before as long as that lives."""
+            if not clusters or not clusters[-1].well:
+                stack.close()
+                try:
+                    clusters.append(stack.enter_context(_cluster(again)))
+                except JobError as err:
+                    if not clusters:
+                        raise
+                    raise EngineError(f"the Ray cluster is gone: {err}. {KEPT}") from err
+            with _members(again, clusters[-1]) as members:
+                yield from _follow(program, again, members, clusters[-1])
+
+        yield from with_restarts(job, attempt)
 
 
 @contextlib.contextmanager
-def _cluster(job: Job) -> Generator[bool, None, None]:
-    """A connection to a Ray cluster; True if it was started here, and then it ends here."""
+def _cluster(job: Job) -> Generator[Cluster, None, None]:
+    """A connection to a Ray cluster, which ends here if it was started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -92,37 +178,61 @@ def _cluster(job: Job) -> Generator[bool, None, None]:
         raise JobError("engine ray needs Ray: pip install 'sparsefleet[ray]'") from err
     if ray.is_initialized():
         _check_size(job)
-        yield job.address is None
+        yield Cluster(local=job.address is None, address=job.address or "auto")
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if job.address:
         _check_reachable(job.address)
-        ray.init(address=job.address, **quiet)
-        try:
+        with _connection(address=job.address):
             _check_size(job)
-            yield False
-        finally:
-            ray.shutdown()
+            yield Cluster(local=False, address=job.address)
         return
-    # Ray's sockets live below this folder and their paths must stay short.
-    folder = tempfile.mkdtemp(prefix="sf-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    try:
-        ray.init(
-            num_cpus=job.workers * threads_of(job),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            **quiet,
-        )
+    size: dict[str, Any] = {"num_cpus": job.workers * threads_of(job), "object_store_memory": OBJECT_STORE_BYTES}
+    with (
+        temporary_folder("ray", short=True) as folder,
+        _connection(address=OWN, include_dashboard=False, _temp_dir=str(folder), **size),
+    ):
         _check_size(job)
-        yield True
+        yield Cluster(local=True, address=None)
+
+
+@contextlib.contextmanager
+def _connection(**options: Any) -> Generator[None, None, None]:
+    """`ray.init`, quiet; what this process does on SIGTERM stays as it was (Ray puts an answer of its own there)."""
+    import ray
+
+    answer = signal.getsignal(signal.SIGTERM)
+    # Ray prints the cluster's troubles on standard output, which is for results.
+    worker: Any = import_module("ray._private.worker")
+    worker.print_to_stdstream = _log
+    try:
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        except SystemExit as err:
+            raise KeyboardInterrupt(signal.SIGTERM) from err
+        except (OSError, RuntimeError, ValueError) as err:
+            raise _unreachable(options.get("address"), err) from err
+        finally:
+            if answer is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, answer)
+        yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _attempt(program: str, job: Job, *, local: bool) -> Generator[Progress, None, None]:
-    """One group's life."""
+def _unreachable(address: str | None, err: Exception) -> Exception:
+    if address == OWN:
+        return EngineError(f"no Ray cluster can be started on this machine: {_first_line(err)}")
+    hint = "it asks for a token: set RAY_AUTH_MODE=token" if "AuthToken" in str(err.__cause__) else _first_line(err)
+    return JobError(f"address={address!r}: the Ray cluster there cannot be joined; {hint}")
+
+
+def _log(data: dict[str, Any], *_: object, **__: object) -> None:
+    logging.getLogger(__name__).info("%s: %s", data.get("pid"), " ".join(data.get("lines", ())))
+
+
+@contextlib.contextmanager
+def _members(job: Job, cluster: Cluster) -> Generator[list[Any], None, None]:
+    """The group's actors, each with its share of the cluster; they are gone afterwards."""
     import ray
     from ray.exceptions import GetTimeoutError
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -130,13 +240,14 @@ def _attempt(program: str, job: Job, *, local: bool) -> Generator[Progress, None
 
     threads = threads_of(job)
     share: dict[str, float] = {"CPU": threads}
-    if job.device == "cuda":
+    have = ray.cluster_resources().get("GPU", 0)
+    if job.device == "cuda" or (job.device == "auto" and have >= job.workers):
         share["GPU"] = 1
-    group = placement_group([share] * job.workers, strategy="PACK" if local else "SPREAD")
+    group = placement_group([share] * job.workers, strategy="PACK" if cluster.local else "SPREAD")
     members: list[Any] = []
     try:
         try:
-            ray.get(group.ready(), timeout=PLACEMENT_SECONDS)
+            cluster.get(group.ready())
         except GetTimeoutError as err:
             raise EngineError(
                 f"the cluster had no room for {job.workers} workers of {share} within {PLACEMENT_SECONDS:.0f} s"
@@ -150,50 +261,53 @@ def _attempt(program: str, job: Job, *, local: bool) -> Generator[Progress, None
                 max_concurrency=2,
                 max_restarts=0,
                 scheduling_strategy=where,
-                runtime_env={"env_vars": _environment(threads, local=local)},
+                runtime_env={"env_vars": _environment(threads, local=cluster.local)},
             )
             members.append(placed.remote())
-        yield from _follow(program, job, members, local=local)
+        yield members
     finally:
-        for member in members:
+        if cluster.well:
+            for member in members:
+                with contextlib.suppress(Exception):
+                    ray.kill(member)
             with contextlib.suppress(Exception):
-                ray.kill(member)
-        with contextlib.suppress(Exception):
-            remove_placement_group(group)
+                remove_placement_group(group)
 
 
-def _follow(program: str, job: Job, members: list[Any], *, local: bool) -> Generator[Progress, None, None]:
+def _follow(program: str, job: Job, members: list[Any], cluster: Cluster) -> Generator[Progress, None, None]:
     """Start the program on the members and hand on what rank 0 says until all have ended."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
     with contextlib.ExitStack() as stack:
         try:
-            meeting = ray.get(members[0].rendezvous.remote(), timeout=PLACEMENT_SECONDS)
-            if local:
-                folder = stack.enter_context(
-                    tempfile.TemporaryDirectory(prefix="sf-group-", ignore_cleanup_errors=True)
-                )
-                meeting = f"file://{folder}/meeting"
+            meeting = cluster.get(members[0].rendezvous.remote())
+            if cluster.local:
+                meeting = f"file://{stack.enter_context(temporary_folder('group'))}/meeting"
             arguments = (program, type(job).__name__, job.to_dict())
             running = [m.run.remote(*arguments, rank, job.workers, meeting) for rank, m in enumerate(members)]
+            begun, joined = time.monotonic(), False
             pending = list(running)
             while pending:
                 ended, pending = ray.wait(pending, timeout=POLL_SECONDS)
-                yield from _said(members[0])
+                cluster.check()
+                yield from _said(members[0], cluster)
                 if any(_outcome(r) is not None for r in ended):
                     _raise_cause(running)
-            yield from _said(members[0])
+                joined = joined or cluster.get(members[0].joined.remote())
+                if not joined and time.monotonic() - begun > JOIN_SECONDS:
+                    raise GroupLost(f"the workers did not find each other within {JOIN_SECONDS:.0f} s")
+            yield from _said(members[0], cluster)
         except RayActorError as err:
-            raise GroupLost(_who_died(err)) from err
+            raise _lost(err) from err
         except GetTimeoutError as err:
-            raise GroupLost("a worker did not start in time") from err
+            raise GroupLost("a worker did not start or answer in time") from err
+        except RayError as err:
+            raise GroupLost(f"Ray failed: {_first_line(err)}") from err
 
 
-def _said(member: Any) -> Generator[Progress, None, None]:
-    import ray
-
-    for line in ray.get(member.poll.remote(), timeout=PLACEMENT_SECONDS):
+def _said(member: Any, cluster: Cluster) -> Generator[Progress, None, None]:
+    for line in cluster.get(member.poll.remote()):
         yield Progress.model_validate_json(line)
 
 
@@ -215,7 +329,7 @@ def _raise_cause(running: list[Any]) -> None:
         try:
             outcome = _outcome(ref)
         except RayActorError as err:
-            lost = lost or GroupLost(_who_died(err))
+            lost = lost or _lost(err)
             continue
         if outcome is None:
             continue
@@ -226,8 +340,16 @@ def _raise_cause(running: list[Any]) -> None:
     raise lost or GroupLost("a worker ended without a word")
 
 
-def _who_died(err: Exception) -> str:
-    return f"a Ray worker died ({str(err).splitlines()[0].strip().rstrip('.')})"
+def _lost(err: Exception) -> Exception:
+    """What the death of an actor means: a group to start again, unless it would only die again at once."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    if "creation task" in str(err):
+        return EngineError(f"a Ray worker cannot start: {lines[-1]} (sparsefleet must be installed on every node)")
+    return GroupLost(f"a Ray worker died ({_first_line(err)})")
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0].strip().rstrip(".")
 
 
 def _environment(threads: int, *, local: bool) -> dict[str, str]:
@@ -249,6 +371,15 @@ def _check_reachable(address: str) -> None:
         raise JobError(
             f"address={address!r}: no Ray cluster answers there ({err}); give host:port of its head, or auto"
         ) from err
+
+
+def _answers(head: str) -> bool:
+    host, _, port = head.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_size(job: Job) -> None:

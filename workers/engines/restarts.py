@@ -18,9 +18,13 @@ def with_restarts(
     Raises:
         EngineError: the group was lost more often than that.
     """
+    committed = Progress(kind="start")
     for number in range(job.restarts + 1):
         try:
-            yield from attempt(job)
+            for message in attempt(job):
+                if message.kind in ("start", "commit"):
+                    committed = message
+                yield message
             return
         except GroupLost as err:
             if number == job.restarts:
@@ -30,6 +34,6 @@ def with_restarts(
                 ) from err
             if "overwrite" in type(job).model_fields:
                 job = job.model_copy(update={"overwrite": False})
-            yield Progress(
-                kind="restart", message=f"{err}; starting again from the last commit ({number + 1} of {job.restarts})"
-            )
+            again = f"{err}; starting again from the last commit ({number + 1} of {job.restarts})"
+            facts = committed.model_dump(include={"run_id", "step", "steps", "seconds"})
+            yield Progress(kind="restart", message=again, **facts)
