@@ -36,6 +36,8 @@ from .running import Program, run_name
 
 LISTENER: ContextVar[Reporter] = ContextVar("LISTENER", default=silent)
 """Who else listens to a run: the progress bar of the terminal that started it."""
+DONE: ContextVar[list[Any] | None] = ContextVar("DONE", default=None)
+"""Takes a flow's result as soon as it is there: what comes after it is only the page, which needs the server."""
 Source = Annotated[ImagesSource | ArraysSource, Field(discriminator="kind")]
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,7 +108,7 @@ def fit(job: LearnJob, shown: Page) -> Fit:
 @task(name="publish", cache_policy=NO_CACHE)
 def publish(job: LearnJob, done: Fit) -> LearnResult:
     """The last commit becomes a version."""
-    return learning.publish(job, done)
+    return kept(learning.publish(job, done))
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -131,7 +133,7 @@ def fit_codes(job: EncodeJob, shown: Page) -> Fit:
 @task(name="finish", cache_policy=NO_CACHE)
 def finish(job: EncodeJob, done: Fit) -> EncodeResult:
     """The codes are opened and looked at."""
-    return encoding.finish(job, done)
+    return kept(encoding.finish(job, done))
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -144,13 +146,21 @@ def report_codes(result: EncodeResult, shown: Page) -> None:
 @task(name="ingest", cache_policy=NO_CACHE)
 def read_sources(job: Source, shown: Page) -> IngestResult:
     """The sources become whole shards."""
-    return ingesting.ingest(job, several(shown, LISTENER.get()))
+    return kept(ingesting.ingest(job, several(shown, LISTENER.get())))
 
 
 @task(name="report", cache_policy=NO_CACHE)
 def report_data(result: IngestResult, shown: Page) -> None:
     """What was made, on the run's page."""
     shown.finish(None, f"# Data set\n\n{result.rows:,} rows of {result.dim} ({result.dtype}) in `{result.uri}`\n")
+
+
+def kept(result: R) -> R:
+    """`result`, also handed to whoever started this flow here."""
+    done = DONE.get()
+    if done is not None:
+        done.append(result)
+    return result
 
 
 # -- the page -------------------------------------------------------------------------------------------------------

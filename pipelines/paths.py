@@ -33,7 +33,8 @@ def make_importable(folder: str | None) -> None:
     """Let this process find a model of the user's own as the workers will: in `folder`, by default the current one."""
     place = os.path.abspath(folder or os.getcwd())
     if place not in sys.path:
-        sys.path.insert(0, place)
+        # Last, so that a file of the user's cannot stand in for a library.
+        sys.path.append(place)
 
 
 def _absolute(address: str) -> str:

@@ -3,6 +3,7 @@ end its workers either way."""
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -51,19 +52,26 @@ def _plainly(program: Program) -> Callable[[Any, Reporter], Any]:
 
 def _as_flow(api: Api, program: Program, job: BaseModel, console: Reporter) -> Any:
     use(api)
+    import httpx
     from prefect import tags
     from prefect.exceptions import CancelledRun
 
     from . import flows
 
-    listening = flows.LISTENER.set(console)
+    results: list[Any] = []
+    listening, waiting = flows.LISTENER.set(console), flows.DONE.set(results)
     try:
         with tags(*tags_of(job)):
             return getattr(flows, program)(params=job)
     except CancelledRun as err:
         raise Cancelled(str(err)) from None
+    except httpx.TransportError as err:
+        say(f"the Prefect server at {api.url} went away ({type(err).__name__}); going on without it")
+        # What the workers did is in the store: the plain call continues there.
+        return results[0] if results else _plainly(program)(job, console)
     finally:
         flows.LISTENER.reset(listening)
+        flows.DONE.reset(waiting)
 
 
 def run_name(program: Program, job: Any) -> str:
@@ -92,6 +100,8 @@ def _ending(again: str, console: Console) -> Generator[None]:
         yield
     except KeyboardInterrupt:
         console.stop()
+        # What the storage libraries were reading just then, their event loop would lament at exit.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         say(
             "interrupted"
             + (f"; {again.replace('{run}', console.run_id)}" if console.run_id else ", nothing was done yet")

@@ -44,7 +44,7 @@ class Local:
     def url(self) -> str:
         """Where a browser finds the UI."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def api(self) -> str:
@@ -61,11 +61,24 @@ def state_folder() -> Path:
 
 def running() -> Local | None:
     """The local server, if `up` started one and it is still ours and alive."""
+    found = _recorded()
+    return found if found and _process(found, "server") else None
+
+
+def _recorded() -> Local | None:
     try:
-        found = Local(**json.loads(_state_file().read_text(encoding="utf-8")))
+        return Local(**json.loads(_state_file().read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return found if _process(found, "server") else None
+
+
+def _stop_all() -> Local | None:
+    """Stop whatever of ours is alive; None if nothing was."""
+    local = _recorded()
+    alive = [found for name in ("worker", "server") if local and (found := _process(local, name))]
+    for process in alive:
+        _stop(process)
+    return local if alive else None
 
 
 def up(host: str = "127.0.0.1", port: int | None = None, *, worker: bool = True) -> Local:
@@ -85,6 +98,8 @@ def up(host: str = "127.0.0.1", port: int | None = None, *, worker: bool = True)
     with FileLock(_lock_file()):
         local = running()
         if local is None:
+            # A worker whose server has died would poll a dead address for ever.
+            _stop_all()
             local = _start_server(folder, host, port)
         _wait_for(local)
         if worker and not _process(local, "worker"):
@@ -97,13 +112,7 @@ def down() -> Local | None:
     if not _state_file().exists():
         return None
     with FileLock(_lock_file()):
-        local = running()
-        if local is None:
-            return None
-        for name in ("worker", "server"):
-            found = _process(local, name)
-            if found:
-                _stop(found)
+        local = _stop_all()
         _state_file().unlink(missing_ok=True)
     return local
 

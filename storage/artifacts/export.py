@@ -21,6 +21,8 @@ from .arrays import Arrays
 from .card import plain
 from .versions import Artifact
 
+MADE = ".exported"
+"""Lists what an export put into a folder: only that is ever replaced."""
 Contents = dict[str, bytes]
 """Files to write: what follows the stem of the path asked for, or a name inside a folder, and the content."""
 
@@ -66,13 +68,15 @@ def _write_files(files: Mapping[Path, bytes], *, overwrite: bool) -> list[Path]:
 
 
 def _write_folder(path: Path, contents: Contents, *, overwrite: bool) -> list[Path]:
-    ours = (path / "card.json").is_file()  # only what an export made is ever replaced
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty and not (overwrite and ours):
-        raise StorageError(f"{path} exists: give another path" + (", or overwrite it" if ours else ""))
+    there = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} if path.is_dir() else set[str]()
+    made = set((path / MADE).read_text().splitlines()) | {MADE} if MADE in there else set[str]()
+    if path.is_file() or (there and not (overwrite and made)):
+        raise StorageError(f"{path} exists: give another path" + (", or overwrite it" if made else ""))
+    if there - made:
+        raise StorageError(f"{path} also holds {min(there - made)!r}, which no export made: move it or go elsewhere")
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         draft = Path(scratch, "new")
-        for name, content in contents.items():
+        for name, content in (contents | {MADE: "\n".join(contents).encode()}).items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / name).write_bytes(content)
         if path.exists():

@@ -60,6 +60,10 @@ def test_a_folder_has_all_of_it(full: ArtifactStore, tmp_path: Path) -> None:
     full.publish("photos", arrays={"W": np.ones(2)}, card={})
     full.export("photos", target, "folder", overwrite=True)
     assert not (target / "atoms.png").exists()
+    (target / "thesis.tex").write_text("x")
+    with pytest.raises(StorageError, match="also holds 'thesis"):
+        full.export("photos", target, "folder", overwrite=True)
+    assert (target / "thesis.tex").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name != "store"] == ["photos"]
 
 
