@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FLOWS = ("learn", "encode", "ingest")
 RECENT = 200
 POLL_SECONDS = 1.0
+CORRECTION_SECONDS = 20.0
 
 
 def recent(prefect: SyncPrefectClient, limit: int = 20) -> list[FlowRun]:
@@ -106,6 +107,11 @@ def cancel(prefect: SyncPrefectClient, run: FlowRun, wait_seconds: float) -> Flo
     end = time.monotonic() + wait_seconds
     while not is_final(run := prefect.read_flow_run(run.id)) and time.monotonic() < end:
         time.sleep(0.5)
+    # A flow that is told to end calls itself crashed; the worker that told it corrects that once the process is gone.
+    end = time.monotonic() + CORRECTION_SECONDS
+    while run.state is not None and run.state.is_crashed() and time.monotonic() < end:
+        time.sleep(0.5)
+        run = prefect.read_flow_run(run.id)
     return run
 
 
