@@ -32,6 +32,7 @@ GROUP_CHUNKS = 16
 PROBE_BLOCKS = 64
 PROBE_BLOCK_ROWS = 1024
 PROBE_SAMPLE = 8192
+JOIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Feed:
             def batches(memos: list[Memo] = memos) -> Iterator[Batch]:
                 if not mine:
                     yield self._empty()
-                for (a, _), memo, x in zip(mine, memos, read_ahead(self._cache.get(a, b) for a, b in mine)):
+                # Read to its end, so that it is tidied up here and not by the garbage collector, which loses a Ctrl-C.
+                for x, (a, _), memo in zip(read_ahead(self._cache.get(a, b) for a, b in mine), mine, memos):
                     yield Batch(x.to(self._device, non_blocking=True), a, memo)
 
             yield Update(self._stage(step), batches)
@@ -288,4 +290,5 @@ def read_ahead(source: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
             yield item  # pyright: ignore[reportReturnType]
     finally:
         stop.set()
-        thread.join()
+        # A Ctrl-C inside of the queue can leave its lock taken; the thread would wait for that for ever.
+        thread.join(JOIN_SECONDS)
