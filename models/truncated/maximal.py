@@ -19,6 +19,7 @@ Shapes: n datapoints of a batch, D observed, H atoms, H' candidates, M states of
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb, log, log1p, pi
@@ -154,9 +155,9 @@ class Maximal(Truncated):
             return None
         return 1 / (1 - 1 / max(temperature, self.sharpest))
 
+    @abstractmethod
     def choose(self, weights: Tensor, x: Tensor, scores: Tensor) -> Tensor:
         """[n, H'] int64, the atoms that states of several atoms may use."""
-        raise NotImplementedError
 
     # -- E-step ----------------------------------------------------------------------------------------------------
 
