@@ -1,15 +1,18 @@
 """Two MPI ranks against one, and what the feed adds to a pass: binary sparse coding, one thread per rank.
 
-The first figure is rows per second of 2 ranks over 1; the limit is 2 where two cores are free. The second is the time
-of a pass of the real program (rows from the data set, kept in memory or streamed each pass) over the time of the bare
-statistics of the same rows, already in memory.
+The first figure is rows per second of 2 ranks over 1. Its limit is what the machine gives to two processes that have
+nothing to do with each other: twice the rows in the time of the slower one, over one process alone. The second figure
+is the time of a pass of the real program (rows from the data set, kept in memory or streamed each pass) over the time
+of the bare statistics of the same rows, already in memory.
 
-    python benchmarks/scaling.py [--rows 65536] [--passes 6]
+    python benchmarks/scaling.py [--rows 131072] [--passes 6] [--turns 3]
 """
 
 import argparse
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -74,19 +77,25 @@ def bare_seconds(uri: str, passes: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=65536)
+    parser.add_argument("--rows", type=int, default=131072)
     parser.add_argument("--passes", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         uri = make_data(folder, options.rows)
-        alone = pass_seconds(uri, folder, "mpi1", options.passes, engine="mpi", workers=1)
-        pair = pass_seconds(uri, folder, "mpi2", options.passes, engine="mpi", workers=2)
-        again = pass_seconds(uri, folder, "mpi1b", options.passes, engine="mpi", workers=1)
-        alone = min(alone, again)
+        # In turns, so that what else the machine does meets both; the shortest pass is what the machine can do.
+        turns = [
+            [pass_seconds(uri, folder, f"mpi{n}-{turn}", options.passes, engine="mpi", workers=n) for n in (1, 2)]
+            for turn in range(options.turns)
+        ]
+        alone, pair = (min(column) for column in zip(*turns, strict=True))
         print(f"N={options.rows} D={DIM} H={ATOMS}, 1 thread per rank")
         print(f"1 rank  {options.rows / alone:9,.0f} points/s")
         print(f"2 ranks {options.rows / pair:9,.0f} points/s = {alone / pair:.2f} x")
-        bare = bare_seconds(uri, options.passes)
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            bare = pool.submit(bare_seconds, uri, options.passes).result()
+            both = max(pool.map(bare_seconds, [uri] * 2, [options.passes] * 2))
+        print(f"limit: two processes apart do {2 * bare / both:.2f} x the work of one")
         kept = pass_seconds(uri, folder, "kept", options.passes)
         # A worker that may use little memory keeps nothing and reads the data set again in every pass.
         streamed = pass_seconds(uri, folder, "streamed", options.passes, memory_gib=0.85)

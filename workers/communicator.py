@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .interruptions import Check
+
 T = TypeVar("T")
 
 
@@ -40,9 +42,17 @@ class Communicator(ABC):
     def barrier(self) -> None:
         """Wait until every member is here."""
 
+    def check(self) -> None:
+        """Called between batches, where an interruption does no harm; may raise KeyboardInterrupt."""
+        return
+
 
 class Solo(Communicator):
-    """A group of one."""
+    """A group of one, which the user may interrupt."""
+
+    def __init__(self, check: Check = lambda: None) -> None:
+        """`check`: lets an interruption happen."""
+        self.check = check
 
     def allreduce(self, vector: Tensor) -> Tensor:
         return vector

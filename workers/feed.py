@@ -105,8 +105,7 @@ class Feed:
             def batches(memos: list[Memo] = memos) -> Iterator[Batch]:
                 if not mine:
                     yield self._empty()
-                # Read to its end, so that it is tidied up here and not by the garbage collector, which loses a Ctrl-C.
-                for x, (a, _), memo in zip(read_ahead(self._cache.get(a, b) for a, b in mine), mine, memos):
+                for (a, _), memo, x in zip(mine, memos, read_ahead(self._cache.get(a, b) for a, b in mine)):
                     yield Batch(x.to(self._device, non_blocking=True), a, memo)
 
             yield Update(self._stage(step), batches)

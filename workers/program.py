@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -87,7 +84,7 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
             stage = survey(model, state.params, update, comm)
             last = state.step + 1 == feed.updates
             wish = COMMIT if last or clock.commit_due() else CONTINUE
-            stats, wish = total(model, state.params, update.batches(), stage, comm, wish)
+            stats, wish = total(model, state.params, checked(update.batches(), comm), stage, comm, wish)
             metrics = model.metrics(state.params, stats)
             params = model.update(state.params, stats, stage)
             state.whole = False
@@ -141,6 +138,7 @@ def encode(job: EncodeJob, comm: Communicator) -> Generator[Progress, None, None
     yield say("start", 0, message=f"{len(todo)} of {len(writer.shards())} shards to encode")
     rows = entries = 0
     for i, shard in enumerate(mine):
+        comm.check()
         entries += encoder.encode_shard(writer, shard)
         rows += shard.stop - shard.start
         rate = rows * comm.size / max(time.monotonic() - begun, 1e-9)
@@ -178,7 +176,7 @@ def survey(model: Model, params: Params, update: Update, comm: Communicator) -> 
     """The update's stage, refined by the model's preliminary statistics."""
     stage = update.stage
     for _ in range(model.surveys_at(stage)):
-        found = add_up(model.survey(params, b, stage) for b in update.batches())
+        found = add_up(model.survey(params, b, stage) for b in checked(update.batches(), comm))
         stage = model.refine(params, found.unflatten(comm.allreduce(found.flatten())), stage)
     return stage
 
@@ -195,6 +193,13 @@ def total(
     tail = vector.new_tensor([wish if comm.rank == 0 else 0.0])
     summed = comm.allreduce(torch.cat([vector, tail]))
     return mine.unflatten(summed[:-1]), float(summed[-1])
+
+
+def checked(batches: Iterable[Batch], comm: Communicator) -> Iterable[Batch]:
+    """The same batches; between two of them an interruption may happen."""
+    for batch in batches:
+        comm.check()
+        yield batch
 
 
 def add_up(parts: Iterable[Stats]) -> Stats:
@@ -227,8 +232,7 @@ def commit(run: RunBranch, state: RunState, job: LearnJob) -> None:
         EngineError: it could not be written; the commit before it is kept.
     """
     try:
-        with unhurried():
-            run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
+        run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
     except StoreConflict:
         raise
     except StorageError as err:
@@ -237,31 +241,6 @@ def commit(run: RunBranch, state: RunState, job: LearnJob) -> None:
             "mend the store and run the same job again"
         ) from err
     state.kept = state.step
-
-
-@contextmanager
-def unhurried() -> Generator[None, None, None]:
-    """Ctrl-C and SIGTERM, where they raise an exception, wait for the end of what is done inside; a second does not."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[tuple[int, FrameType | None]] = []
-    answers = {n: a for n in (signal.SIGINT, signal.SIGTERM) if callable(a := signal.getsignal(n))}
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        if arrived:
-            answers[signal.Signals(number)](number, frame)
-        arrived.append((number, frame))
-
-    for number in answers:
-        signal.signal(number, hold)
-    try:
-        yield
-    finally:
-        for number, answer in answers.items():
-            signal.signal(number, answer)
-        for number, frame in arrived[:1]:
-            answers[signal.Signals(number)](number, frame)
 
 
 def tidy(store: ArtifactStore) -> None:
@@ -338,8 +317,7 @@ def _begin(job: LearnJob, model: Model, feed: Feed, run: RunBranch) -> RunState:
     probe = feed.probe()
     params = model.init(probe, torch.Generator().manual_seed(job.seed))
     state = RunState(0, initial_params(job, params))
-    with unhurried():
-        run.commit(0, state.arrays(), {}, job.to_dict())
+    run.commit(0, state.arrays(), {}, job.to_dict())
     return state
 
 

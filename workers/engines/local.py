@@ -7,6 +7,7 @@ from collections.abc import Generator
 import torch
 
 from ..communicator import Solo
+from ..interruptions import held
 from ..job import Job
 from ..program import run_program
 from ..progress import Progress
@@ -16,6 +17,7 @@ def run(program: str, job: Job) -> Generator[Progress, None, None]:
     """Run `program` here."""
     threads = torch.get_num_threads()
     try:
-        yield from run_program(program, job, Solo())
+        with held() as check:
+            yield from run_program(program, job, Solo(check))
     finally:
         torch.set_num_threads(threads)
