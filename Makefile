@@ -1,18 +1,25 @@
 # Everything a user or developer runs. `make demo` and `make test` set up what they need, and may be run again.
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test test-fast check bench clean
+.PHONY: help setup compiler browser demo test test-fast check bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := $(wildcard models/kernels/*.cpp models/kernels/*.h)
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv with everything that development needs
 
-$(STAMP): pyproject.toml setup.py constraints-dev.txt
+compiler:  # the compiled kernels need one; without it torch does the same work, slower
+	@command -v g++ >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq g++ >/dev/null; \
+	  else echo "note: no C++ compiler, the kernels will not be compiled; for them: sudo apt-get install g++"; fi; }
+
+$(STAMP): pyproject.toml setup.py constraints-dev.txt $(KERNELS) | compiler
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11, or name another: make PYTHON=…"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt "setuptools>=77" wheel

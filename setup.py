@@ -1,11 +1,34 @@
-"""Maps the top-level folders to `sparsefleet.*`; everything else is in pyproject.toml."""
+"""Maps the top-level folders to `sparsefleet.*` and builds the kernels; everything else is in pyproject.toml."""
 
-from setuptools import find_packages, setup
+from glob import glob
+
+from setuptools import Extension, find_packages, setup
 
 ROOMS = ("models", "storage", "workers", "pipelines")
 found = [p for room in ROOMS for p in (room, *(f"{room}.{sub}" for sub in find_packages(room)))]
 
+kernels = Extension(
+    "sparsefleet.models.kernels._native",
+    sources=sorted(glob("models/kernels/*.cpp")),
+    depends=sorted(glob("models/kernels/*.h")),
+    language="c++",
+    extra_compile_args=[
+        "-std=c++17",
+        "-O3",
+        "-fopenmp",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+    ],
+    extra_link_args=["-fopenmp"],
+    py_limited_api=True,
+    # Without a compiler the torch twins do the work.
+    optional=True,
+)
+
 setup(
     packages=["sparsefleet", *(f"sparsefleet.{p}" for p in found)],
     package_dir={"sparsefleet": "sparsefleet", **{f"sparsefleet.{p}": p.replace(".", "/") for p in found}},
+    ext_modules=[kernels],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
