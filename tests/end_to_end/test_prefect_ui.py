@@ -167,6 +167,34 @@ def test_a_submitted_run_is_cancelled_and_resumed(prefect_server, cli, patches, 
     assert cli("cancel", run[:8], cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.parametrize("engine", ["local", "mpi"])
+def test_a_killed_flow_process_changes_nothing(prefect_server, cli, patches, tmp_path, engine):
+    args = ["learn", "--data", patches, "--atoms", 16, "--passes", 120, "--commit-seconds", 0]
+    undisturbed = cli(*args, "--no-flow", "--store", "undisturbed", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    where = ["--engine", engine, "--workers", 1 if engine == "local" else 2]
+    submitted = cli(*args, *where, "--submit", "local", "--json", cwd=tmp_path)
+    assert submitted.returncode == 0, submitted.stderr
+    run = json.loads(submitted.stdout)["id"]
+    store = tmp_path / "artifacts"
+    wait_for(lambda: store.exists() and any(r.step > 3 for r in unfinished(store)))
+    family = flow_processes(run)
+    flow = next(p for p in family if p.parent() not in family)
+    flow.kill()
+    wait_for(lambda: api(prefect_server, f"flow_runs/{run}")["state"]["type"] == "CRASHED")
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert not left
+    assert 3 < unfinished(store)[0].step < 120
+
+    again = cli("resume", run[:8], cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    wait_for(lambda: api(prefect_server, f"flow_runs/{run}")["state"]["type"] == "COMPLETED", 90)
+    wanted, found = (ArtifactStore(str(s)).load("dictionary").arrays["W"] for s in (tmp_path / "undisturbed", store))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    assert [v.number for v in ArtifactStore(str(store)).history("dictionary")] == [1]
+
+
 def test_a_run_in_a_terminal_is_cancelled_from_elsewhere(prefect_server, cli, patches, tmp_path):
     job = ["--data", patches, "--atoms", "16", "--passes", "100000", "--name", "mine"]
     command = [sys.executable, "-c", RUN, "learn", *job]
