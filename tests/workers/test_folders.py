@@ -10,6 +10,13 @@ import pytest
 from sparsefleet.workers.engines import folders
 from sparsefleet.workers.engines.folders import temporary_folder
 
+STUBBORN = """
+import signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+held = open(sys.argv[1])
+print(flush=True)
+signal.pause()
+"""
 HOLD = """
 import sys, tempfile
 tempfile.tempdir = sys.argv[1]
@@ -67,3 +74,25 @@ def test_a_folder_that_was_just_made_is_left_to_its_owner(place: Path, monkeypat
     os.utime(young, (0, 0))
     with temporary_folder("test"):
         assert not young.exists()
+
+
+def test_who_holds_files_of_a_folder_open_is_ended(place: Path) -> None:
+    command = [sys.executable, "-c", STUBBORN]
+    with temporary_folder("test") as folder:
+        (folder / "file").touch()
+        (place / "other").touch()
+        inside, outside = (
+            subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE)
+            for path in (folder / "file", place / "other")
+        )
+        try:
+            for process in (inside, outside):
+                assert process.stdout is not None
+                process.stdout.readline()
+            folders.end_users(folder, 0.5)
+            assert inside.wait(10) == -9
+            assert outside.poll() is None
+        finally:
+            for process in (inside, outside):
+                process.kill()
+                process.wait()

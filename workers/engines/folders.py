@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 OWNER = "owner"
@@ -30,6 +31,28 @@ def temporary_folder(kind: str, *, short: bool = False) -> Generator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_users(folder: Path, patience: float) -> None:
+    """End the other processes that have files open below `folder`, after `patience` seconds with SIGKILL."""
+    left = users(folder)
+    for process in left:
+        with suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(left, timeout=patience)[1]:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def users(folder: Path) -> list[psutil.Process]:
+    """The other processes that have files open below `folder`, as far as this user may know."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            files = process.open_files() if process.pid != os.getpid() else []
+            if any(Path(f.path).is_relative_to(folder) for f in files):
+                found.append(process)
+    return found
 
 
 def sweep(place: Path) -> None:

@@ -24,7 +24,7 @@ from ..plan import device_of, threads_of
 from ..program import run_program
 from ..progress import Progress
 from .failures import FINAL, GroupLost, describe, revive
-from .folders import temporary_folder
+from .folders import end_users, temporary_folder
 from .restarts import with_restarts
 
 POLL_SECONDS = 0.2
@@ -34,6 +34,7 @@ JOIN_SECONDS = 120.0
 AFTERMATH_SECONDS = 5.0
 CHECK_SECONDS = 1.0
 OWN_HEAD_SECONDS = 3.0
+END_SECONDS = 2.0
 # A head that is run to survive failures comes back within this; after a minute Ray would end this process.
 HEAD_SECONDS = 40.0
 KEPT = "The state of the last commit is kept: run the same job again"
@@ -187,12 +188,14 @@ def _cluster(job: Job) -> Generator[Cluster, None, None]:
             yield Cluster(local=False, address=job.address)
         return
     size: dict[str, Any] = {"num_cpus": job.workers * threads_of(job), "object_store_memory": OBJECT_STORE_BYTES}
-    with (
-        temporary_folder("ray", short=True) as folder,
-        _connection(address=OWN, include_dashboard=False, _temp_dir=str(folder), **size),
-    ):
-        _check_size(job)
-        yield Cluster(local=True, address=None)
+    with temporary_folder("ray", short=True) as folder:
+        try:
+            with _connection(address=OWN, include_dashboard=False, _temp_dir=str(folder), **size):
+                _check_size(job)
+                yield Cluster(local=True, address=None)
+        finally:
+            # Some of Ray's processes outlive a dead head by a minute or more.
+            end_users(folder, END_SECONDS)
 
 
 @contextlib.contextmanager
