@@ -167,6 +167,31 @@ def test_a_submitted_run_is_cancelled_and_resumed(prefect_server, cli, patches, 
     assert cli("cancel", run[:8], cwd=tmp_path).returncode == 0
 
 
+def test_the_cancel_button_of_the_page_ends_the_workers(prefect_server, cli, patches, browser, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def press(label: str) -> None:
+        xpath = f"//button[normalize-space(.)='{label}']"
+        WebDriverWait(browser, 60).until(lambda b: [e for e in b.find_elements(By.XPATH, xpath) if e.is_displayed()])[
+            0
+        ].click()
+
+    args = ["learn", "--data", patches, "--atoms", 16, "--passes", 100_000, "--engine", "mpi", "--workers", 2]
+    submitted = cli(*args, "--submit", "local", "--json", cwd=tmp_path)
+    assert submitted.returncode == 0, submitted.stderr
+    run = json.loads(submitted.stdout)["id"]
+    wait_for(lambda: (tmp_path / "artifacts").exists() and unfinished(tmp_path / "artifacts"))
+    family = flow_processes(run)
+    browser.get(f"{prefect_server.url}/runs/flow-run/{run}")
+    press("Cancel")
+    press("Confirm")
+    _, left = psutil.wait_procs(family, timeout=45)
+    assert not left
+    wait_for(lambda: api(prefect_server, f"flow_runs/{run}")["state"]["type"] == "CANCELLED")
+    assert ArtifactStore(str(tmp_path / "artifacts")).verify() == []
+
+
 @pytest.mark.parametrize("engine", ["local", "mpi"])
 def test_a_killed_flow_process_changes_nothing(prefect_server, cli, patches, tmp_path, engine):
     args = ["learn", "--data", patches, "--atoms", 16, "--passes", 120, "--commit-seconds", 0]
