@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Fit:
     seconds: float
     metrics: dict[str, float]
     rows_per_second: float
+    spent: dict[str, float] = field(default_factory=dict[str, float])
+    """Rank 0's seconds by what they went into."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class LearnResult:
             "run": self.fit.run_id,
             "steps": self.fit.step,
             "seconds": self.fit.seconds,
+            "spent": self.fit.spent,
             "metrics": self.fit.metrics,
             "figures": sorted(self.figures),
         }
@@ -130,7 +133,9 @@ def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
         raise EngineError(f"engine {job.engine!r} ended without a result; run the same command again to continue")
     step = int(last.result.get("step", last.step))
     metrics = {name: last.metrics[name] for name in ordered(last.metrics) if name != "seconds"}
-    return Fit(str(last.result.get("run_id", last.run_id)), step, last.seconds, metrics, last.rows_per_second)
+    return Fit(
+        str(last.result.get("run_id", last.run_id)), step, last.seconds, metrics, last.rows_per_second, last.spent
+    )
 
 
 def publish(job: LearnJob, fit: Fit) -> LearnResult:
@@ -211,6 +216,7 @@ def make_card(job: LearnJob, data: Dataset, fit: Fit, history: Arrays, parents: 
         "engine": {"name": job.engine, "workers": job.workers, "device": job.device},
         "seed": job.seed,
         "wall_seconds": seconds,
+        "spent_seconds": fit.spent,
         "metrics": fit.metrics,
         "licence": {"dictionary": job.licence} if job.licence else {},
         "notes": job.notes,

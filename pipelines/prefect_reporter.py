@@ -1,6 +1,7 @@
-"""A run's page in the Prefect UI: its progress in %, a table of metrics and a report with pictures, updated in place.
+"""A run's page in the Prefect UI: its progress in %, a table of metrics, one of
+what the time goes into, and a report with pictures, updated in place.
 
-Three artifacts are created once and then changed: a new one per update would bury the page. Everything goes through
+Four artifacts are created once and then changed: a new one per update would bury the page. Everything goes through
 a thread with a short memory that drops the oldest, so that learning never waits for the UI, nor for a server that is
 away.
 """
@@ -21,6 +22,7 @@ from .console import duration
 from .errors import Cancelled
 from .metrics import ordered
 from .reporter import LINE_SECONDS, describe
+from .timing import time_table
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -129,6 +131,8 @@ class Page:
         if latest is None:
             return
         self._put("progress", "progress", round(100 * latest.fraction, 1), self._title)
+        if latest.spent:
+            self._put("table", "time", json.dumps(time_table(latest.spent)), f"{self._title}: what the time goes into")
         if self._rows:
             self._put("table", "metrics", json.dumps(list(reversed(self._rows))), f"{self._title}: newest first")
         # The last commit is drawn once, by whoever publishes it.

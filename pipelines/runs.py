@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -137,11 +138,21 @@ def is_final(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_final()
 
 
+def time_spent(prefect: SyncPrefectClient, run: FlowRun) -> list[dict[str, Any]]:
+    """The table of what the run's time goes into, as its page shows it; empty if it has none (yet)."""
+    found = _artifact(prefect, run, "time")
+    return json.loads(found) if isinstance(found, str) else []
+
+
 def _progress(prefect: SyncPrefectClient, run: FlowRun) -> float | None:
+    found = _artifact(prefect, run, "progress")
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def _artifact(prefect: SyncPrefectClient, run: FlowRun, key: str) -> Any:
+    """What the artifact `key` of the run's page holds, or None."""
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
-    of_run = ArtifactFilter(
-        flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), key=ArtifactFilterKey(any_=["progress"])
-    )
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), key=ArtifactFilterKey(any_=[key]))
     found = prefect.read_artifacts(artifact_filter=of_run, limit=1)
-    return float(found[0].data) if found and isinstance(found[0].data, (int, float)) else None
+    return found[0].data if found else None

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, cast
 
@@ -30,6 +30,8 @@ from .job import EncodeJob, Job, LearnJob
 from .plan import device_of, feed_budget, threads_of
 from .progress import Progress
 from .start import initial_params, load_dictionary, run_id_of
+from .stopwatch import COMMIT as COMMITTING
+from .stopwatch import Stopwatch, Timed
 
 Program = Callable[[Any, Communicator], Generator[Progress, None, None]]
 CONTINUE, COMMIT = 0.0, 1.0
@@ -62,6 +64,8 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
         EngineError: members disagree about the parameters.
     """
     device = prepare_process(job)
+    watch = Stopwatch()
+    comm = Timed(comm, watch)
     data = open_dataset(job.data)
     model = job.build_model()
     schedule = job.build_schedule(model)
@@ -76,11 +80,18 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
 
     clock = Clock(job, state)
     say = lambda kind, **more: Progress(  # noqa: E731
-        kind=kind, run_id=run_id, step=state.step, steps=feed.updates, seconds=clock.seconds(), **more
+        kind=kind,
+        run_id=run_id,
+        step=state.step,
+        steps=feed.updates,
+        seconds=clock.seconds(),
+        spent=watch.seconds(),
+        **more,
     )
     yield say("start", message=f"continues at update {state.step}" if state.step else "starts")
     try:
-        for update in feed.run(state.step):
+        for read in watch.waiting(feed.run(state.step)):
+            update = replace(read, batches=lambda read=read: watch.waiting(read.batches()))
             stage = survey(model, state.params, update, comm)
             last = state.step + 1 == feed.updates
             wish = COMMIT if last or clock.commit_due() else CONTINUE
@@ -93,9 +104,10 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
             if wish >= COMMIT:
                 agree(comm, state.params)
                 if store is not None and run is not None:
-                    commit(run, state, job)
-                    if clock.tidy_due():
-                        tidy(store)
+                    with watch.on(COMMITTING):
+                        commit(run, state, job)
+                        if clock.tidy_due():
+                            tidy(store)
                 clock.committed()
             state.whole = True
             if wish >= COMMIT:

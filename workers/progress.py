@@ -23,6 +23,9 @@ class Progress(BaseModel):
     seconds: float = 0.0
     """Since this group of processes began its work."""
     rows_per_second: float = 0.0
+    spent: dict[str, float] = Field(default_factory=dict[str, float])
+    """Rank 0's seconds by what they went into: compute, feed (waiting for rows), communication (waiting for the other
+    members), commit (writing to the store)."""
     message: str = ""
     result: dict[str, Any] = Field(default_factory=dict[str, Any])
     """With "done": what the program made."""

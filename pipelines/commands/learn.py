@@ -10,6 +10,7 @@ import click
 from ...workers.job import LearnJob
 from ..console import JSON, duration, emit, pairs, say
 from ..flags import job_flags, read_job
+from ..timing import time_line
 from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def command(**given: Any) -> None:
 
 def _show(job: LearnJob, result: LearnResult, picture: str | None) -> None:
     click.echo(f"{result.ref} published in {job.store} ({result.fit.step} updates, {duration(result.fit.seconds)})")
-    pairs({f"  {n}": v for n, v in result.fit.metrics.items()})
+    pairs({f"  {n}": v for n, v in result.fit.metrics.items()} | {"  time": time_line(result.fit.spent)})
     if picture:
         click.echo(f"  atoms: {picture}")
     say("next:")

@@ -47,13 +47,17 @@ def _one(run: str, as_json: bool) -> None:
     with client(api) as prefect:
         found = runs.find(prefect, run)
         facts: dict[str, Any] = runs.summary(prefect, found) | {
+            "time": runs.time_spent(prefect, found),
             "parameters": found.parameters,
             "url": f"{api.ui}/runs/flow-run/{found.id}",
         }
 
     def show() -> None:
-        parameters = facts.pop("parameters").get("params", {})
+        parameters, spent = facts.pop("parameters").get("params", {}), facts.pop("time")
         pairs(facts | {"progress": _percent(facts["progress"]), "seconds": duration(facts["seconds"])})
+        if spent:
+            click.echo("what the time goes into")
+            table(tuple(spent[0]), [tuple(row.values()) for row in spent])
         click.echo("parameters")
         pairs({f"  {k}": v for k, v in parameters.items() if v not in (None, {}, [], "")})
 

@@ -89,11 +89,11 @@ def test_the_run_page_shows_progress_metrics_and_the_atoms(learned, browser, tmp
     browser.save_screenshot(str(tmp_path / "report.png"))
 
 
-def test_a_run_has_three_artifacts_however_many_updates_it_had(learned, prefect_server):
+def test_a_run_has_four_artifacts_however_many_updates_it_had(learned, prefect_server):
     _, said = learned
     run = said["run_page"].rpartition("/")[2]
     found = api(prefect_server, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
-    assert sorted(a["key"] for a in found) == ["metrics", "progress", "report"]
+    assert sorted(a["key"] for a in found) == ["metrics", "progress", "report", "time"]
 
 
 def test_status_and_logs_know_the_run(learned, cli):
@@ -103,6 +103,8 @@ def test_status_and_logs_know_the_run(learned, cli):
     assert by_prefix["state"] == "Completed"
     assert by_prefix["progress"] == 100
     assert by_prefix["parameters"]["params"]["atoms"] == 16
+    assert {row["what"] for row in by_prefix["time"]} == {"compute", "feed", "communication", "commit"}
+    assert sum(row["share in %"] for row in by_prefix["time"]) == pytest.approx(100, abs=2)
     listed = json.loads(cli("status", "--json", cwd=folder).stdout)
     assert run in [r["id"] for r in listed["flow_runs"]]
     assert listed["unfinished"] == []
