@@ -204,6 +204,11 @@ class Truncated(Model):
         return params["W"]
 
 
+def cuts(stage: Stage) -> bool:
+    """Whether this update leaves some points out."""
+    return stage.get("cut_round", 0) >= len(ROUNDS) or stage.get("partial", 1.0) < 1.0
+
+
 def temperatures(stage: Stage | None, anneal_prior: bool) -> tuple[float, float]:
     """(factor of the log-likelihood, factor of the log-prior) at this stage; 1 and 1 without one."""
     beta = 1.0 / stage.get("T", 1.0) if stage else 1.0
