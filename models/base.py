@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import ModelError
+from .outputs import Wanted
 from .schedule import Schedule, Stage
 
 Params = dict[str, Tensor]
@@ -163,6 +164,26 @@ class Model(ABC):
     @abstractmethod
     def encode(self, params: Params, batch: Batch) -> Codes:
         """Sparse codes (or posterior means) of the rows under fixed parameters."""
+
+    def infer(self, params: Params, batch: Batch, wanted: Wanted) -> dict[str, Tensor]:
+        """The codes (`indices`, `values` as of `encode`) and what is wanted beside them, one entry a row each.
+
+        Raises:
+            ModelError: an output that needs a posterior, which this model does not have.
+        """
+        beyond = [name for name in wanted.outputs if name not in ("mean", "reconstruction")]
+        if beyond or wanted.adaptive:
+            what = f"outputs={beyond}" if beyond else f"adaptive={wanted.adaptive}"
+            raise ModelError(f"{what}: {type(self).__name__} has no posterior, only outputs mean and reconstruction")
+        codes = self.encode(params, batch)
+        found = {"indices": codes.indices, "values": codes.values}
+        if "reconstruction" in wanted.outputs:
+            found["reconstruction"] = self.reconstruct(params, codes).to(batch.x.dtype)
+        return found
+
+    def reconstruct(self, params: Params, codes: Codes) -> Tensor:
+        """The rows [n, D] that `codes` stand for: dictionary times codes."""
+        return codes.dense(self.atoms) @ self.dictionary(params).T.to(codes.values.dtype)
 
     @abstractmethod
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:

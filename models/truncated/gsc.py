@@ -27,9 +27,10 @@ from ..errors import ModelError
 from ..schedule import Schedule, Stage
 from . import noise
 from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .inference import Listed
 from .prior import mass, truncated_pis
-from .slab import TILE_ELEMENTS, Moments, Tile, size_class, state_moments, upper
-from .states import MOST_STATES
+from .slab import TILE_ELEMENTS, Moments, Tile, size_class, state_means, state_moments, upper
+from .states import MOST_STATES, state_table
 
 PI_BOUND = 5e-5
 RARE = 1e-8
@@ -92,6 +93,8 @@ class Posterior:
     """<t> [n, H], for a full Ψ."""
     spread: Spread | None
     """<ttᵀ - K>, for a full Ψ."""
+    weight: Tensor
+    """[n, 1+H+M] probabilities of the states; [n, 0] where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -163,18 +166,20 @@ class GSC(Truncated):
 
     # -- E-step ----------------------------------------------------------------------------------------------------
 
-    def posterior(self, params: Params, x: Tensor, stage: Stage | None = None, *, moments: bool = True) -> Posterior:
-        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage)."""
+    def posterior(
+        self, params: Params, x: Tensor, stage: Stage | None = None, *, moments: bool = True, states: bool = False
+    ) -> Posterior:
+        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage), with what is asked for."""
         # The imputed moments of a full Ψ are small differences of large numbers.
         x = x.double() if self.slab == "full" else x
         theta = self._theta(params, x.dtype)
         scores = x @ theta.scaled
         if too_large(scores, float((theta.mu.abs() + theta.variance.sqrt()).max())):
-            return self.posterior(params, x.double(), stage, moments=moments)
+            return self.posterior(params, x.double(), stage, moments=moments, states=states)
         chosen = self._single(theta, scores, prior=False).topk(self.candidates, dim=1).indices
         rows = self.tile or self._tile_rows()
         parts = [
-            self._tile(theta, scores[a : a + rows], chosen[a : a + rows], stage, moments)
+            self._tile(theta, scores[a : a + rows], chosen[a : a + rows], stage, moments, states)
             for a in range(0, max(len(x), 1), rows)
         ]
         found = parts[0] if len(parts) == 1 else _stack(parts)
@@ -211,7 +216,9 @@ class GSC(Truncated):
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         return max(64, TILE_ELEMENTS // most)
 
-    def _tile(self, theta: _Theta, scores: Tensor, chosen: Tensor, stage: Stage | None, moments: bool) -> Posterior:
+    def _tile(
+        self, theta: _Theta, scores: Tensor, chosen: Tensor, stage: Stage | None, moments: bool, states: bool
+    ) -> Posterior:
         n, atoms = scores.shape
         at = chosen.T.contiguous()
         first, second = torch.triu_indices(self.candidates, self.candidates, device=scores.device)
@@ -225,7 +232,7 @@ class GSC(Truncated):
         )
         logit = theta.logit[at]
         classes = [size_class(m, self.candidates, scores.dtype, scores.device) for m in range(2, self.active + 1)]
-        found = [state_moments(tile, states, wanted=moments) for states in classes]
+        found = [state_moments(tile, size, wanted=moments) for size in classes]
 
         gain = scores.new_empty(n, 1 + atoms + self.multi_states)
         odds = scores.new_empty(n, 1 + atoms + self.multi_states)
@@ -233,10 +240,10 @@ class GSC(Truncated):
         gain[:, 1 : atoms + 1] = self._single(theta, scores, prior=False)
         odds[:, 1 : atoms + 1] = theta.logit
         begin = atoms + 1
-        for states, each in zip(classes, found):
+        for size, each in zip(classes, found):
             end = begin + each.gain.shape[0]
             gain[:, begin:end] = each.gain.T
-            odds[:, begin:end] = sum(logit[w] for w in states.where).T  # pyright: ignore[reportAttributeAccessIssue]
+            odds[:, begin:end] = sum(logit[w] for w in size.where).T  # pyright: ignore[reportAttributeAccessIssue]
             begin = end
         beta, heat = temperatures(stage, self.anneal_prior)
         plain = torch.logsumexp(gain + odds, 1).double() if beta != 1.0 else None
@@ -244,8 +251,9 @@ class GSC(Truncated):
         evidence = log_z if plain is None else plain
         none = scores.new_zeros(n, 0)
         if not moments:
-            return Posterior(chosen, log_z, evidence, none, none, Spread(none, none), none, None)
-        return self._collect(theta, scores, chosen, weight, log_z, evidence, found)
+            return Posterior(chosen, log_z, evidence, none, none, Spread(none, none), none, None, none)
+        collected = self._collect(theta, scores, chosen, weight, log_z, evidence, found)
+        return replace(collected, weight=weight) if states else collected
 
     def _collect(
         self,
@@ -290,10 +298,30 @@ class GSC(Truncated):
             flat = one * (residual.square() - energy + energy.square() * cov)
             spread = Spread(put(flat, tt[own]), tt.T)
         return Posterior(
-            chosen, log_z, evidence, put(one, s), put(alone, sz), Spread(put(square, zz[own]), zz.T), imputed, spread
+            candidates=chosen,
+            log_z=log_z,
+            log_evidence=evidence,
+            s=put(one, s),
+            sz=put(alone, sz),
+            zz=Spread(put(square, zz[own]), zz.T),
+            imputed=imputed,
+            spread=spread,
+            weight=scores.new_zeros(n, 0),
         )
 
     # -- the contract ----------------------------------------------------------------------------------------------
+
+    def listed(self, params: Params, x: Tensor) -> Listed:
+        """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
+        q = self.posterior(params, x, states=True)
+        table = state_table(self.candidates, self.active, q.s.dtype, q.s.device)
+        return Listed(q.weight, q.candidates, table.held, (1.0,), q.sz, q.s[:, None], q.log_evidence)
+
+    def coefficients(self, params: Params, x: Tensor, atoms: Tensor, values: Tensor) -> Tensor:
+        """[n, K, γ] E[z | s, y] of the active atoms, 0 where there is none."""
+        del values
+        theta = self._theta(params, torch.float64)
+        return state_means(x.double() @ theta.scaled, theta.gram, theta.mu, theta.psi, atoms)
 
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
@@ -417,6 +445,7 @@ def _stack(parts: list[Posterior]) -> Posterior:
         zz=Spread(cat(lambda p: p.zz.diagonal), cat(lambda p: p.zz.between)),
         imputed=cat(lambda p: p.imputed),
         spread=Spread(cat(lambda p: p.spread.diagonal), cat(lambda p: p.spread.between)) if full else None,
+        weight=cat(lambda p: p.weight),
     )
 
 

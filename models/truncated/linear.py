@@ -29,6 +29,7 @@ from ..base import Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Stage
 from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .inference import Listed, with_zero
 from .states import StateTable, state_table
 
 
@@ -209,6 +210,18 @@ class Linear(Truncated):
         return x - params["offset"].to(x.dtype) if self.offset else x
 
     # -- the contract ----------------------------------------------------------------------------------------------
+
+    def listed(self, params: Params, x: Tensor) -> Listed:
+        """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
+        q = self.posterior(params, x)
+        mean, _, value = self.moments(q)
+        probability = with_zero(q.single.flatten(1), q.multi)
+        held = self._table(mean.dtype, mean.device).held
+        return Listed(probability, q.candidates, held, self.support, mean, value, q.log_evidence)
+
+    def reconstruction(self, params: Params, x: Tensor, found: Listed) -> Tensor:
+        """<W s + offset> [n, D]."""
+        return Truncated.reconstruction(self, params, x, found) + self._shift(params)
 
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""

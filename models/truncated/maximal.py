@@ -32,6 +32,7 @@ from ..base import TRAINING, Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
 from .expectation import PI_BOUND, Truncated, normalise, temperatures, too_large
+from .inference import Listed, with_zero
 from .prior import mass, truncated_pi
 from .states import MOST_STATES
 from .superposition import (
@@ -220,16 +221,21 @@ class Maximal(Truncated):
         narrow = float(size.min() / size.max().clamp(min=1e-30)) ** rho < FLOAT32_RANGE
         return atoms.double() if narrow else atoms
 
+    def _predictions(
+        self, weights: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None
+    ) -> list[Tensor]:
+        """[C_m, points·dimensions] ȳ of a tile's states, for m = 2 … γ."""
+        atoms = self._pixels(weights, chosen, rows, dims, rho)
+        if rho is None:
+            return exact_predictions(atoms, self.active, signed=self.signed)
+        return smooth_predictions(powers(atoms, self.active, rho))
+
     def _errors(
         self, weights: Tensor, x: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None
     ) -> Tensor:
         """[M, points] Σ over the tile's dimensions of (y - ȳ)²."""
         y = x[rows, dims]
-        atoms = self._pixels(weights, chosen, rows, dims, rho)
-        if rho is None:
-            levels = exact_predictions(atoms, self.active, signed=self.signed)
-        else:
-            levels = smooth_predictions(powers(atoms, self.active, rho))
+        levels = self._predictions(weights, chosen, rows, dims, rho)
         parts = [torch.linalg.vector_norm(p.view(-1, *y.shape).sub_(y), dim=2).square_() for p in levels]
         return torch.cat(parts).to(x.dtype)
 
@@ -246,12 +252,33 @@ class Maximal(Truncated):
 
     def _candidate_means(self, q: Posterior) -> Tensor:
         """[n, H'] probability that a candidate is active in a state of several atoms."""
-        members = q.multi.new_zeros(self.candidates, 0)
-        if self.active > 1:
-            eye = torch.eye(self.candidates, dtype=q.multi.dtype, device=q.multi.device)
-            both = [smooth_predictions(powers(eye, m, 1.0))[-1] for m in range(2, self.active + 1)]
-            members = torch.cat(both).T
-        return q.multi @ members.T
+        return q.multi @ self._members(q.multi)
+
+    def _members(self, like: Tensor) -> Tensor:
+        """[M, H'] of the dtype of `like`, 1 where a state holds a candidate."""
+        if self.active < 2:
+            return like.new_zeros(0, self.candidates)
+        eye = torch.eye(self.candidates, dtype=like.dtype, device=like.device)
+        return torch.cat([smooth_predictions(powers(eye, m, 1.0))[-1] for m in range(2, self.active + 1)])
+
+    def listed(self, params: Params, x: Tensor) -> Listed:
+        """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
+        q = self.posterior(params, x)
+        mean = q.single.scatter_add(1, q.candidates, self._candidate_means(q))
+        probability, held = with_zero(q.single, q.multi), self._members(q.multi)
+        return Listed(probability, q.candidates, held, (1.0,), mean, mean[:, None], q.log_evidence)
+
+    def reconstruction(self, params: Params, x: Tensor, found: Listed) -> Tensor:
+        """<ȳ> [n, D]."""
+        weights, multi = params["W"].to(found.probability.dtype), found.probability[:, 1 + self.atoms :]
+        out = found.probability[:, 1 : 1 + self.atoms] @ weights.T
+        for rows, dims in self._tiles(x):
+            levels = self._predictions(weights, found.candidates, rows, dims, self.rho(None))
+            q = multi[rows].T.split([len(level) for level in levels])
+            for level, share in zip(levels, q):
+                pixels = level.view(len(level), share.shape[1], -1)
+                out[rows, dims] += torch.einsum("sn,snd->nd", share.to(level.dtype), pixels).to(out.dtype)
+        return out
 
     def mass(self, params: Params) -> float:
         """P(|s| ≤ γ)."""

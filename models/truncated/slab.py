@@ -133,6 +133,29 @@ def state_moments(tile: Tile, states: SizeClass, *, wanted: bool) -> Moments:
     return Moments(gain, first, second, imputed, spread)
 
 
+def state_means(scores: Tensor, gram: Tensor, mean: Tensor, slab: Tensor, atoms: Tensor) -> Tensor:
+    """κ of single states given by their atoms: E[z_a | s, y] [n, K, γ], 0 where there is no atom.
+
+    Args:
+        scores: b [n, H].
+        gram: G [H, H].
+        mean: μ [H].
+        slab: ψ [H] or Ψ [H, H].
+        atoms: [n, K, γ] int64, -1 for none.
+    """
+    on = (atoms >= 0).to(scores.dtype)
+    at = atoms.clamp(min=0)
+    both = on[..., :, None] * on[..., None, :]
+    g = gram[at[..., :, None], at[..., None, :]] * both
+    psi = slab[at[..., :, None], at[..., None, :]] * both if slab.ndim == 2 else torch.diag_embed(slab[at] * on)
+    m = mean[at] * on
+    b = scores.gather(1, at.flatten(1)).view(at.shape) * on
+    residual = b - (g @ m[..., None])[..., 0]
+    eye = torch.eye(atoms.shape[-1], dtype=scores.dtype, device=scores.device)
+    # (G + Ψ⁻¹)⁻¹ = Ψ (I + G Ψ)⁻¹, which is also right for ψ → 0 and for atoms that are not there.
+    return m + (psi @ torch.linalg.solve(eye + g @ psi, residual[..., None]))[..., 0]
+
+
 def upper(matrix: small.Matrix, weight: Tensor) -> Tensor:
     """`weight` times the elements i ≤ j, one below the other [m(m+1)/2·M_m, n]."""
     size = len(matrix)
