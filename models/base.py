@@ -33,7 +33,8 @@ class Batch:
     """Rows handed to a model at once. Its place in the data set, not the worker, identifies it."""
 
     x: Tensor
-    """[n, D] rows, on the device and in the dtype that the model computes in; n may be 0."""
+    """[n, D] rows, on the device and in the dtype that the model computes in; n may be 0. NaN: a missing entry, only
+    for models that accept them."""
     start: int = 0
     """Index of the first row in the data set (updates per batch: in the batch): the key of a random stream."""
     memo: MutableMapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -47,11 +48,11 @@ class Probe:
     rows: int
     """N, rows in the data set."""
     mean: Tensor
-    """[D] float64."""
+    """[D] float64, of the observed entries."""
     variance: Tensor
     """[D] float64, per dimension."""
     sample: Tensor
-    """[m, D] float64, a few thousand rows drawn evenly from the data set."""
+    """[m, D] float64, a few thousand rows drawn evenly from the data set; the mean in place of missing entries."""
 
     @property
     def dim(self) -> int:
@@ -127,6 +128,11 @@ class Model(ABC):
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch spells it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def accepts_missing(self) -> bool:
+        """Whether NaN entries of a row count as missing values; otherwise they are an error."""
+        return False
 
     @abstractmethod
     def schedule(self) -> Schedule:

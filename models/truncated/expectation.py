@@ -49,6 +49,8 @@ class Truncated(Model):
     """Whether the temperature also flattens the prior."""
     start: Literal["mean", "data"] = "mean"
     """Atoms start at the data's mean plus noise, or at datapoints drawn at random."""
+    missing: bool = False
+    """Whether NaN entries of rows are missing values, which do not count; otherwise they are an error."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
 
@@ -60,6 +62,11 @@ class Truncated(Model):
             raise ModelError(f"gamma={self.gamma} active atoms cannot be drawn from h_prime={self.h_prime} candidates")
         if self.start not in ("mean", "data"):
             raise ModelError(f"start={self.start!r}: choose mean or data")
+
+    @property
+    def accepts_missing(self) -> bool:
+        """Where the setting `missing` says so."""
+        return self.missing
 
     @property
     def candidates(self) -> int:
