@@ -11,7 +11,7 @@ import torch
 
 from ..models import Batch, Codes
 from ..storage import ArtifactStore, Dataset, open_dataset
-from ..workers.encoding import infer
+from ..workers.encoding import check_complete, infer
 from ..workers.errors import JobError
 from ..workers.job import EncodeJob
 from ..workers.start import Dictionary, load_dictionary
@@ -112,6 +112,7 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
     found = load_dictionary(job)
     rows = min(data.rows, DRY_ROWS)
     check_fits(found, data)
+    check_complete(data, found.model)
     x = torch.from_numpy(np.ascontiguousarray(data.read(0, rows))).to(found.model.torch_dtype)
     begun = time.monotonic()
     codes = infer(found.model, found.params, Batch(x), job.wanted)
@@ -145,7 +146,7 @@ def _picture(job: EncodeJob, data: Dataset, codes: Dataset) -> bytes | None:
     found = load_dictionary(job)
     atoms = found.model.dictionary(found.params).double().cpu().numpy()
     starts = np.linspace(0, codes.rows - 1, min(SHOWN, codes.rows)).astype(int)
-    rows = np.concatenate([data.read(i, i + 1) for i in starts]).astype(np.float64)
+    rows = np.nan_to_num(np.concatenate([data.read(i, i + 1) for i in starts]).astype(np.float64))
     picked = lambda name: np.concatenate([codes.read(i, i + 1, name) for i in starts])  # noqa: E731
     if "reconstruction" in codes.arrays:
         rebuilt = picked("reconstruction").astype(np.float64)

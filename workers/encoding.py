@@ -28,6 +28,7 @@ class ShardEncoder:
             raise JobError(
                 f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"
             )
+        check_complete(data, self._model)
         self._trial = self._encode(np.zeros((1, dim), dtype=np.float32))
 
     def create(self) -> None:
@@ -51,10 +52,9 @@ class ShardEncoder:
 
     def _asked(self) -> dict[str, Any]:
         """What was asked for beyond codes, for the data set's attributes."""
-        wanted = self._job.wanted
-        if wanted.plain:
-            return {}
-        return {"outputs": list(wanted.outputs), "adaptive": wanted.adaptive}
+        wanted, sigma = self._job.wanted, self._job.sigma
+        asked = {} if wanted.plain else {"outputs": list(wanted.outputs), "adaptive": wanted.adaptive}
+        return asked if sigma is None else asked | {"sigma": sigma}
 
     def open(self) -> DatasetWriter:
         """The laid-out data set of codes, to write shards into."""
@@ -79,6 +79,15 @@ class ShardEncoder:
             best = found["values"].abs().topk(keep, dim=1).indices
             found |= {name: found[name].gather(1, best) for name in ("indices", "values")}
         return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def check_complete(data: Dataset, model: Model) -> None:
+    """JobError where rows have missing values and the model needs them complete."""
+    if data.missing and not model.accepts_missing:
+        raise JobError(
+            f"data set {data.uri!r} has missing values, which {type(model).__name__} counts as errors: "
+            "probabilistic models accept them with --missing (encode) or --set model.missing=true (learn)"
+        )
 
 
 def infer(model: Model, params: Params, batch: Batch, wanted: Wanted) -> dict[str, torch.Tensor]:

@@ -200,6 +200,13 @@ class EncodeJob(Job):
         ),
     ] = Field(default_factory=lambda: ["mean"])
     top_states: int = Field(8, ge=1, le=1024, description="states listed per row by output top_states")
+    missing: bool = Field(False, description="NaN entries of rows are missing values, which the reconstruction fills")
+    sigma: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="standard deviation of the noise to assume, in the data's units; by default what was learned",
+    )
     adaptive: int = Field(
         0,
         ge=0,

@@ -6,7 +6,7 @@ import torch
 from sparsefleet.models import OUTPUTS, Batch, Wanted
 from sparsefleet.pipelines import encode
 from sparsefleet.storage import create_dataset, open_dataset
-from sparsefleet.workers import EncodeJob
+from sparsefleet.workers import EncodeJob, JobError
 from sparsefleet.workers.start import load_dictionary
 
 ARRAYS = {
@@ -128,3 +128,48 @@ def test_a_model_without_a_posterior_gives_codes_and_reconstruction(sparsefleet,
     assert done.code == 0, done.err
     rebuilt, data = open_dataset("b.zarr").read(0, 600, "reconstruction"), open_dataset(bars).read(0, 600)
     assert ((rebuilt - data) ** 2).mean() < data.var()
+
+
+def test_missing_values_are_learned_around_and_filled(sparsefleet, bars, tmp_path):
+    rows = open_dataset(bars).read(0, 600)
+    holes = np.random.default_rng(0).random(rows.shape) < 0.3
+    np.save(tmp_path / "holes.npy", np.where(holes, np.nan, rows).reshape(600, 4, 4))
+    done = sparsefleet("ingest", "arrays", "holes.npy", "--missing", "--out", "holes.zarr")
+    assert done.code == 0, done.err
+    learn = ["learn", "--data", "holes.zarr", "--atoms", "8", "--passes", "40", "--store", "s", "--name", "d"]
+    refused = sparsefleet(*learn)
+    assert refused.code == 2
+    assert "has missing values" in refused.err
+    assert refused.err.count("\n") == 1
+    done = sparsefleet(*learn, "--set", "model.missing=true")
+    assert done.code == 0, done.err
+    encode = ["encode", "--data", "holes.zarr", "--store", "s", "--outputs", "reconstruction,log_likelihood"]
+    done = sparsefleet(*encode, "--dictionary", "d", "--out", "filled.zarr")
+    assert done.code == 0, done.err
+    filled = open_dataset("filled.zarr").read(0, 600, "reconstruction")
+    mean = np.where(holes, np.nanmean(np.where(holes, np.nan, rows), 0), rows)
+    assert np.mean((filled - rows)[holes] ** 2) < 0.3 * np.mean((mean - rows)[holes] ** 2)
+
+
+def test_a_dictionary_of_complete_rows_fills_holes_when_asked_to(job, bars, tmp_path):
+    rows = open_dataset(bars).read(0, 100)
+    rows[:, 5] = np.nan
+    uri = str(tmp_path / "holes.zarr")
+    layout = {"data": ((16,), "float32")}
+    writer = create_dataset(uri, rows=100, arrays=layout, shard_rows=50, chunk_rows=50, attributes={}, missing=True)
+    for shard in writer.shards():
+        writer.write(shard, data=rows[shard.slice])
+    writer.finish()
+    with pytest.raises(JobError, match="--missing"):
+        encode(job(data=uri, outputs=["reconstruction"]))
+    result = encode(job(data=uri, outputs=["reconstruction"], missing=True))
+    assert np.isfinite(open_dataset(result.out).read(0, 100, "reconstruction")).all()
+
+
+def test_another_noise_can_be_assumed(job):
+    asked = job(outputs=["entropy"])
+    found = load_dictionary(asked.model_copy(update={"sigma": 7.5}))
+    assert float(found.params["sigma"]) == 7.5
+    learned = encode(asked).fit.metrics["entropy"]
+    noisy = encode(job(outputs=["entropy"], sigma=2.0, overwrite=True)).fit.metrics["entropy"]
+    assert noisy > learned
