@@ -2,11 +2,13 @@
 
 from .base import TRAINING, Batch, Codes, Model, Params, Probe, Stats
 from .errors import ModelError
+from .outputs import OUTPUTS, Wanted
 from .registry import MODELS, load_model_class, make_model
 from .schedule import Ramp, Schedule, Stage
 
 __all__ = [
     "MODELS",
+    "OUTPUTS",
     "TRAINING",
     "Batch",
     "Codes",
@@ -18,6 +20,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "Stats",
+    "Wanted",
     "load_model_class",
     "make_model",
 ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import ModelError
+from .outputs import Wanted
 from .schedule import Schedule, Stage
 
 Params = dict[str, Tensor]
@@ -32,7 +33,8 @@ class Batch:
     """Rows handed to a model at once. Its place in the data set, not the worker, identifies it."""
 
     x: Tensor
-    """[n, D] rows, on the device and in the dtype that the model computes in; n may be 0."""
+    """[n, D] rows, on the device and in the dtype that the model computes in; n may be 0. NaN: a missing entry, only
+    for models that accept them."""
     start: int = 0
     """Index of the first row in the data set (updates per batch: in the batch): the key of a random stream."""
     memo: MutableMapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -46,11 +48,11 @@ class Probe:
     rows: int
     """N, rows in the data set."""
     mean: Tensor
-    """[D] float64."""
+    """[D] float64, of the observed entries."""
     variance: Tensor
     """[D] float64, per dimension."""
     sample: Tensor
-    """[m, D] float64, a few thousand rows drawn evenly from the data set."""
+    """[m, D] float64, a few thousand rows drawn evenly from the data set; the mean in place of missing entries."""
 
     @property
     def dim(self) -> int:
@@ -127,6 +129,11 @@ class Model(ABC):
         """`dtype` as torch spells it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
+    @property
+    def accepts_missing(self) -> bool:
+        """Whether NaN entries of a row count as missing values; otherwise they are an error."""
+        return False
+
     @abstractmethod
     def schedule(self) -> Schedule:
         """The schedule that a user gets who names none."""
@@ -180,6 +187,26 @@ class Model(ABC):
     @abstractmethod
     def encode(self, params: Params, batch: Batch) -> Codes:
         """Sparse codes (or posterior means) of the rows under fixed parameters."""
+
+    def infer(self, params: Params, batch: Batch, wanted: Wanted) -> dict[str, Tensor]:
+        """The codes (`indices`, `values` as of `encode`) and what is wanted beside them, one entry a row each.
+
+        Raises:
+            ModelError: an output that needs a posterior, which this model does not have.
+        """
+        beyond = [name for name in wanted.outputs if name not in ("mean", "reconstruction")]
+        if beyond or wanted.adaptive:
+            what = f"outputs={beyond}" if beyond else f"adaptive={wanted.adaptive}"
+            raise ModelError(f"{what}: {type(self).__name__} has no posterior, only outputs mean and reconstruction")
+        codes = self.encode(params, batch)
+        found = {"indices": codes.indices, "values": codes.values}
+        if "reconstruction" in wanted.outputs:
+            found["reconstruction"] = self.reconstruct(params, codes).to(batch.x.dtype)
+        return found
+
+    def reconstruct(self, params: Params, codes: Codes) -> Tensor:
+        """The rows [n, D] that `codes` stand for: dictionary times codes."""
+        return codes.dense(self.atoms) @ self.dictionary(params).T.to(codes.values.dtype)
 
     @abstractmethod
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:

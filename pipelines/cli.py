@@ -16,6 +16,7 @@ SECTIONS = {
         "ingest": "Turn photographs or arrays into a data set.",
         "learn": "Learn a dictionary from a data set and publish a version of it.",
         "encode": "Compute sparse codes of a data set under a dictionary.",
+        "denoise": "Take noise from a photograph, or fill its missing pixels.",
         "plan": "Predict memory, bytes and time of a job; run nothing.",
     },
     "Look": {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..models import Batch
+from ..models import Batch, Codes
 from ..storage import ArtifactStore, Dataset, open_dataset
+from ..workers.encoding import check_complete, infer
 from ..workers.errors import JobError
 from ..workers.job import EncodeJob
 from ..workers.start import Dictionary, load_dictionary
@@ -77,10 +78,27 @@ def check(job: EncodeJob) -> EncodeJob:
 
 
 def finish(job: EncodeJob, fit: Fit) -> EncodeResult:
-    """Open the codes and draw what the first of them give back."""
-    codes = open_dataset(job.out)
-    picture = _picture(job, open_dataset(job.data), codes)
+    """Open the codes, average what was found about single rows, and draw what some of the codes give back."""
+    codes, data = open_dataset(job.out), open_dataset(job.data)
+    fit = replace(fit, metrics=fit.metrics | averages(job, data, codes))
+    picture = _picture(job, data, codes)
     return EncodeResult(codes.uri, codes.rows, job.dictionary, fit, {"codes.png": picture} if picture else {})
+
+
+def averages(job: EncodeJob, data: Dataset, codes: Dataset) -> dict[str, float]:
+    """Mean log-likelihood and entropy over all rows, nats.
+
+    Rows that the dictionary was learned on predict nothing: their mean is called `training_log_likelihood`.
+    """
+    found = {
+        name: sum(float(codes.read(s.start, s.stop, name).sum()) for s in codes.shards()) / codes.rows
+        for name in ("log_likelihood", "entropy")
+        if name in codes.arrays
+    }
+    learned_on = ArtifactStore(job.store, create=False).card(job.dictionary)["data"] or {}
+    if "log_likelihood" in found and learned_on.get("fingerprint") == data.fingerprint:
+        return {"training_log_likelihood": found.pop("log_likelihood"), **found}
+    return found
 
 
 def dry_run(job: EncodeJob) -> dict[str, Any]:
@@ -94,9 +112,10 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
     found = load_dictionary(job)
     rows = min(data.rows, DRY_ROWS)
     check_fits(found, data)
+    check_complete(data, found.model)
     x = torch.from_numpy(np.ascontiguousarray(data.read(0, rows))).to(found.model.torch_dtype)
     begun = time.monotonic()
-    codes = found.model.encode(found.params, Batch(x))
+    codes = infer(found.model, found.params, Batch(x), job.wanted)
     speed = rows / max(time.monotonic() - begun, 1e-9)
     return {
         "data": data.uri,
@@ -105,7 +124,8 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
         "rows": data.rows,
         "shards": len(data.shards()),
         "trial_rows": rows,
-        "entries_per_row": float((codes.indices >= 0).sum()) / rows,
+        "arrays": [f"{name} {[data.rows, *value.shape[1:]]}" for name, value in codes.items()],
+        "entries_per_row": float((codes["indices"] >= 0).sum()) / rows,
         "rows_per_second": speed,
         "seconds": data.rows / speed / job.workers,
     }
@@ -126,12 +146,11 @@ def _picture(job: EncodeJob, data: Dataset, codes: Dataset) -> bytes | None:
     found = load_dictionary(job)
     atoms = found.model.dictionary(found.params).double().cpu().numpy()
     starts = np.linspace(0, codes.rows - 1, min(SHOWN, codes.rows)).astype(int)
-    rows = np.concatenate([data.read(i, i + 1) for i in starts]).astype(np.float64)
-    indices = np.concatenate([codes.read(i, i + 1, "indices") for i in starts])
-    values = np.concatenate([codes.read(i, i + 1, "values") for i in starts])
-    dense = np.zeros((len(starts), atoms.shape[1]))
-    for k in range(indices.shape[1]):
-        some = indices[:, k] >= 0
-        dense[some, indices[some, k]] += values[some, k]
-    rebuilt = dense @ atoms.T
+    rows = np.nan_to_num(np.concatenate([data.read(i, i + 1) for i in starts]).astype(np.float64))
+    picked = lambda name: np.concatenate([codes.read(i, i + 1, name) for i in starts])  # noqa: E731
+    if "reconstruction" in codes.arrays:
+        rebuilt = picked("reconstruction").astype(np.float64)
+    else:
+        rebuilt = Codes(*(torch.from_numpy(picked(n)) for n in ("indices", "values"))).dense(atoms.shape[1])
+        rebuilt = rebuilt.double().numpy() @ atoms.T
     return report.codes_picture(data.to_pixels(rows.T).T, data.to_pixels(rebuilt.T).T, data.patch_shape)

@@ -1,6 +1,8 @@
-"""The flows that Prefect runs: `ingest`, `learn` and `encode`, each of one typed job that the UI shows as a form.
+"""The flows that Prefect runs: `ingest`, `learn`, `encode` and `denoise`, each of one typed job that the UI shows as a
+form.
 
-They add a page in the UI to the functions of learning.py, encoding.py and ingesting.py, which do the work.
+They add a page in the UI to the functions of learning.py, encoding.py, denoising.py and ingesting.py, which do the
+work.
 (No postponed annotations in this file: Prefect reads the flows' signatures.)
 """
 
@@ -24,8 +26,9 @@ from pydantic import Field
 from ..storage import ArtifactStore, open_dataset
 from ..storage.ingest import ArraysSource, ImagesSource
 from ..workers.job import EncodeJob, LearnJob
-from . import encoding, ingesting, learning
+from . import denoising, encoding, ingesting, learning
 from .console import duration, say
+from .denoising import DenoiseJob, DenoiseResult
 from .encoding import EncodeResult
 from .errors import Cancelled
 from .ingesting import IngestResult
@@ -86,6 +89,22 @@ def encode(params: EncodeJob) -> EncodeResult:
     return result
 
 
+@flow(name="denoise", flow_run_name=lambda: name_of("denoise"))
+@cancellable
+def denoise(params: DenoiseJob) -> DenoiseResult:
+    """Take noise from a photograph, or fill its missing pixels, with a published dictionary of patches."""
+    job = denoising.check(params)
+    with (
+        page(f"{os.path.basename(job.out)} by {job.dictionary}", lambda _: {}) as shown,
+        denoising.workplace(job) as folder,
+    ):
+        patches = cut(job, folder)
+        done = fit_codes(patches, shown)
+        result = merge(job, folder, done)
+        report_photo(result, shown)
+    return result
+
+
 @flow(name="ingest", flow_run_name=lambda: name_of("ingest"))
 @cancellable
 def ingest(params: Source) -> IngestResult:
@@ -141,6 +160,27 @@ def report_codes(result: EncodeResult, shown: Page) -> None:
     """What was written, on the run's page."""
     text = f"# Codes under {result.dictionary}\n\n{result.rows:,} rows in `{result.out}`\n\n"
     shown.finish(None, text + metrics_markdown(result.fit.metrics) + pictures_markdown(result.figures))
+
+
+@task(name="cut", cache_policy=NO_CACHE)
+def cut(job: DenoiseJob, folder: str) -> EncodeJob:
+    """The photograph becomes a data set of all its patches."""
+    return denoising.cut(job, folder)
+
+
+@task(name="merge", cache_policy=NO_CACHE)
+def merge(job: DenoiseJob, folder: str, done: Fit) -> DenoiseResult:
+    """The patches' reconstructions become a photograph."""
+    return kept(denoising.merge(job, folder, done))
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report_photo(result: DenoiseResult, shown: Page) -> None:
+    """Before and after, on the run's page."""
+    text = (
+        f"# `{result.out}`\n\n{result.patches:,} patches under {result.dictionary}; before, after (and as it was).\n\n"
+    )
+    shown.finish(None, text + metrics_markdown(result.metrics) + pictures_markdown(result.figures))
 
 
 @task(name="ingest", cache_policy=NO_CACHE)

@@ -22,6 +22,7 @@ from ..storage import ArtifactStore, Dataset, NotFound, StorageError, open_datas
 from ..storage.artifacts import Checkpoint, Version
 from ..storage.artifacts.names import check_alias
 from ..workers import engines
+from ..workers.encoding import check_complete
 from ..workers.errors import EngineError, JobError
 from ..workers.job import Job, LearnJob
 from ..workers.progress import Progress
@@ -110,6 +111,7 @@ def check(job: LearnJob) -> LearnJob:
         raise JobError(
             f"data={job.data!r} holds codes; learning needs a data set of rows, as `sparsefleet ingest` makes"
         )
+    check_complete(data, job.build_model())
     for alias in job.aliases:
         check_alias(alias)
     plan(job)

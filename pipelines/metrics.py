@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 LABELS = {
     "free_energy": "free energy per datapoint [nats]",
+    "log_likelihood": "log-likelihood per row [nats]",
+    "training_log_likelihood": "log-likelihood per row that was learned on [nats]",
+    "psnr": "PSNR [dB]",
+    "psnr_before": "PSNR before [dB]",
     "loss": "loss",
     "explained_variance": "explained variance",
     "sigma": "noise σ",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 B = TypeVar("B", bound=BaseModel)
-ADDRESSES = ("data", "store", "out")
+ADDRESSES = ("data", "store", "out", "mask", "truth")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:(?!:)")
 """s3://…, file://…, sklearn:…; but not `file.npz::key`."""
 

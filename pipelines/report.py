@@ -73,6 +73,24 @@ def codes_picture(
     return _tiles(np.concatenate([rows, rebuilt]).T, tuple(patch_shape), columns=len(rows))
 
 
+def photo_png(pixels: NDArray[np.floating]) -> bytes:
+    """A photograph [h, w] or [h, w, 3] with values in [0, 1] as a PNG."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(out, "png", optimize=True)
+    return out.getvalue()
+
+
+def photos_side_by_side(photos: Sequence[NDArray[np.floating]], width: int = 1600) -> bytes:
+    """Photographs of one size beside each other as a PNG, every k-th pixel where they are wider than `width`."""
+    step = -(-sum(p.shape[1] for p in photos) // width)
+    small = [p[::step, ::step] for p in photos]
+    gap = np.ones((small[0].shape[0], 4, *small[0].shape[2:]))
+    parts = [part for p in small for part in (p, gap)][:-1]
+    return photo_png(np.concatenate(parts, axis=1))
+
+
 def can_plot() -> bool:
     """Whether matplotlib is installed; tiles of patches do without it."""
     return find_spec("matplotlib") is not None

@@ -19,7 +19,7 @@ from .reporter import Console, Reporter
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Program = Literal["ingest", "learn", "encode"]
+Program = Literal["ingest", "learn", "encode", "denoise"]
 UI_HINT = "(no Prefect server is running; `sparsefleet up` starts one with a UI)"
 
 
@@ -46,7 +46,7 @@ def run(program: Program, job: BaseModel, *, title: str, flow: bool, again: str)
 def _plainly(program: Program) -> Callable[[Any, Reporter], Any]:
     from importlib import import_module
 
-    module = {"ingest": "ingesting", "learn": "learning", "encode": "encoding"}[program]
+    module = {"ingest": "ingesting", "learn": "learning", "encode": "encoding", "denoise": "denoising"}[program]
     return getattr(import_module(f"sparsefleet.pipelines.{module}"), program)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, Log
 
-FLOWS = ("learn", "encode", "ingest")
+FLOWS = ("learn", "encode", "denoise", "ingest")
 RECENT = 200
 POLL_SECONDS = 1.0
 CORRECTION_SECONDS = 20.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-PROGRAMS: tuple[Program, ...] = ("ingest", "learn", "encode")
+PROGRAMS: tuple[Program, ...] = ("ingest", "learn", "encode", "denoise")
 
 
 @dataclass(frozen=True)

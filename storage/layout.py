@@ -110,6 +110,8 @@ class Header(BaseModel):
     attributes: dict[str, JsonValue]
     """How the data set was made: recipe, fingerprints of the sources, meaning of a row, …"""
     fingerprint: str
+    missing: bool = False
+    """Whether NaN stands for a missing value in `data`; every row has at least one value."""
     finished: bool = False
 
     @model_validator(mode="after")
@@ -125,6 +127,8 @@ class Header(BaseModel):
         for name, array in self.arrays.items():
             if array.dtype not in DTYPES:
                 raise ValueError(f"{name}: dtype {array.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.missing and "data" not in self.arrays:
+            raise ValueError("only a data set of rows can have missing values")
         if self.fingerprint != fingerprint(self.rows, self.arrays, self.attributes):
             raise ValueError("the fingerprint does not belong to the recipe, shape and dtype beside it")
         return self
@@ -152,6 +156,8 @@ def make_header(
     chunk_rows: int,
     attributes: Mapping[str, Any],
     side: Mapping[str, np.ndarray],
+    *,
+    missing: bool = False,
 ) -> Header:
     """A checked header; BadData names what does not fit. `arrays` maps a name to (shape of one row, dtype)."""
     layouts = {k: {"shape": shape, "dtype": dtype} for k, (shape, dtype) in arrays.items()}
@@ -165,6 +171,7 @@ def make_header(
             arrays={k: ArrayLayout.model_validate(v) for k, v in layouts.items()},
             side={k: array_sha256(v) for k, v in side.items()},
             attributes=plain,
+            missing=missing,
             fingerprint=fingerprint(rows, {k: ArrayLayout.model_validate(v) for k, v in layouts.items()}, plain),
         )
     except (TypeError, ValueError) as error:
@@ -212,15 +219,23 @@ def first_problem(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def refuse_nonfinite(block: np.ndarray, what: str, first_row: int) -> None:
-    """BadData that names the first rows of `block` with NaN or Inf; `first_row` is the row number of block[0]."""
+def refuse_nonfinite(block: np.ndarray, what: str, first_row: int, *, missing: bool = False) -> None:
+    """BadData that names the first rows of `block` with NaN or Inf; `first_row` is the row number of block[0].
+
+    With `missing` NaN stands for a missing value: rows with Inf or without any value are refused.
+    """
     if block.dtype.kind != "f":
         return
     with np.errstate(all="ignore"):
         if np.isfinite(block.sum()):  # one pass without a temporary; the exact look follows only when it fails
             return
-    bad = np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))
+    rows = block.reshape(len(block), -1)
+    if not missing:
+        bad, problem = ~np.isfinite(rows).all(axis=1), "NaN or Inf"
+    else:
+        bad, problem = np.isinf(rows).any(axis=1) | np.isnan(rows).all(axis=1), "Inf, or no value at all,"
+    bad = np.flatnonzero(bad)
     if bad.size:
-        rows = ", ".join(str(first_row + int(row)) for row in bad[:5])
+        named = ", ".join(str(first_row + int(row)) for row in bad[:5])
         more = f" and {bad.size - 5} more" if bad.size > 5 else ""
-        raise BadData(f"{what}: NaN or Inf in row {rows}{more} (counted from 0): repair or drop these rows")
+        raise BadData(f"{what}: {problem} in row {named}{more} (counted from 0): repair or drop these rows")

@@ -90,6 +90,11 @@ class Dataset:
         return self.rows * sum(array.row_bytes for array in self._header.arrays.values())
 
     @property
+    def missing(self) -> bool:
+        """Whether NaN stands for a missing value."""
+        return self._header.missing
+
+    @property
     def patch_shape(self) -> tuple[int, ...] | None:
         """Shape of one row in its source, e.g. (16, 16) or (16, 16, 3); None when rows are plain vectors."""
         shape = self._header.attributes.get("patch_shape")
@@ -115,8 +120,8 @@ class Dataset:
             if files is not None:
                 return files.read(start, stop)
             block = np.asarray(self._arrays[array][start:stop])
-        if block.dtype.kind == "f" and np.isnan(block.reshape(len(block), -1)[:, 0]).any():
-            # zarr gives the fill value for what is not there.
+        if block.dtype.kind == "f" and np.isnan(block.reshape(len(block), -1)).all(axis=1).any():
+            # zarr gives the fill value for what is not there; a row that was written has a value.
             raise BadData(f"{self.uri}: rows {start} to {stop} of {array} are missing in part: the store is damaged")
         return block
 
@@ -150,7 +155,8 @@ class Dataset:
         if self._files[name] is None:
             self._check_there(name, shard)
         block = self.read(shard.start, shard.stop, name)
-        refuse_nonfinite(block, f"{self.uri}: {name}", shard.start)
+        allowed = self.missing and name == "data"
+        refuse_nonfinite(block, f"{self.uri}: {name}", shard.start, missing=allowed)
         if name == "indices":
             atoms = self._header.attributes.get("atoms")
             limit = atoms if isinstance(atoms, int) else np.iinfo(block.dtype).max

@@ -94,7 +94,8 @@ class DatasetWriter:
                     f"{self.uri}: {name} of shard {shard.index} is {block.dtype}{list(block.shape)}, "
                     f"it must be {expected[1]}{list(expected[0])}"
                 )
-            refuse_nonfinite(block, f"{self.uri}: {name}", shard.start)
+            allowed = self._header.missing and name == "data"
+            refuse_nonfinite(block, f"{self.uri}: {name}", shard.start, missing=allowed)
 
     def finish(self) -> Dataset:
         """Declares the data set complete. StorageError when shards are missing."""
@@ -121,6 +122,7 @@ def create_dataset(
     chunk_rows: int,
     attributes: Mapping[str, Any],
     side: Mapping[str, np.ndarray] | None = None,
+    missing: bool = False,
     overwrite: bool = False,
 ) -> DatasetWriter:
     """Lays out a data set of N rows at `uri`, or continues the unfinished one of the same work.
@@ -128,7 +130,7 @@ def create_dataset(
     `arrays` maps a name to (shape of one row, dtype): `{"data": ((D,), "float32")}`, or for codes
     `{"indices": ((k,), "int32"), "values": ((k,), "float32")}`. `attributes` (plain JSON) says how the data set is
     made; with shapes and dtypes it is the fingerprint. `side` are small arrays kept beside the data (a continued data
-    set keeps those that it has).
+    set keeps those that it has). With `missing` NaN stands for a missing value.
 
     Raises:
         BadData: sizes, names, dtypes or attributes that cannot be laid out.
@@ -137,7 +139,7 @@ def create_dataset(
     """
     side = side or {}
     place = locate(uri)
-    header = make_header(rows, arrays, shard_rows, chunk_rows, attributes, side)
+    header = make_header(rows, arrays, shard_rows, chunk_rows, attributes, side, missing=missing)
     found = find_unfinished(place, overwrite=overwrite)
     if found is not None:
         if header.continues(found[1]):

@@ -1,11 +1,13 @@
-"""One worker's part of encoding: whole shards in, whole shards of codes out."""
+"""One worker's part of encoding: whole shards in, whole shards of codes and of what else was asked for out."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..models import Batch, Codes
+from ..models import Batch, Model, Params, Wanted
 from ..storage import Dataset, DatasetWriter, Shard, create_dataset, open_writer
 from .errors import JobError
 from .job import EncodeJob
@@ -26,15 +28,15 @@ class ShardEncoder:
             raise JobError(
                 f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"
             )
-        self._width = self._encode(np.zeros((1, dim), dtype=np.float32)).indices.shape[1]
+        check_complete(data, self._model)
+        self._trial = self._encode(np.zeros((1, dim), dtype=np.float32))
 
     def create(self) -> None:
         """Lay out the data set of codes, sharded as the data is; continues an unfinished one of the same kind."""
-        width = (self._width,)
         create_dataset(
             self._job.out,
             rows=self._data.rows,
-            arrays={"indices": (width, "int32"), "values": (width, self._model.dtype)},
+            arrays={name: (value.shape[1:], str(value.dtype)) for name, value in self._trial.items()},
             shard_rows=self._data.shard_rows,
             chunk_rows=self._data.chunk_rows,
             attributes={
@@ -43,9 +45,16 @@ class ShardEncoder:
                 "dictionary": self._ref,
                 "snapshot": self._snapshot,
                 "source": {"uri": self._data.uri, "fingerprint": self._data.fingerprint},
+                **self._asked(),
             },
             overwrite=self._job.overwrite,
         )
+
+    def _asked(self) -> dict[str, Any]:
+        """What was asked for beyond codes, for the data set's attributes."""
+        wanted, sigma = self._job.wanted, self._job.sigma
+        asked = {} if wanted.plain else {"outputs": list(wanted.outputs), "adaptive": wanted.adaptive}
+        return asked if sigma is None else asked | {"sigma": sigma}
 
     def open(self) -> DatasetWriter:
         """The laid-out data set of codes, to write shards into."""
@@ -58,16 +67,36 @@ class ShardEncoder:
             self._encode(self._data.read(start, min(start + step, shard.stop)))
             for start in range(shard.start, shard.stop, step)
         ]
-        indices = torch.cat([p.indices for p in parts]).cpu().numpy()
-        values = torch.cat([p.values for p in parts]).cpu().numpy()
-        writer.write(shard, indices=indices, values=values)
-        return int((indices >= 0).sum())
+        blocks = {name: np.concatenate([part[name] for part in parts]) for name in self._trial}
+        writer.write(shard, **blocks)
+        return int((blocks["indices"] >= 0).sum())
 
-    def _encode(self, rows: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> Codes:
+    def _encode(self, rows: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> dict[str, np.ndarray[Any, Any]]:
         x = torch.from_numpy(np.ascontiguousarray(rows)).to(self._device, self._model.torch_dtype)
-        codes = self._model.encode(self._params, Batch(x))
+        found = infer(self._model, self._params, Batch(x), self._job.wanted)
         keep = self._job.keep
-        if keep is None or keep >= codes.indices.shape[1]:
-            return codes
-        best = codes.values.abs().topk(keep, dim=1).indices
-        return Codes(codes.indices.gather(1, best), codes.values.gather(1, best))
+        if keep is not None and keep < found["indices"].shape[1]:
+            best = found["values"].abs().topk(keep, dim=1).indices
+            found |= {name: found[name].gather(1, best) for name in ("indices", "values")}
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def check_complete(data: Dataset, model: Model) -> None:
+    """JobError where rows have missing values and the model needs them complete."""
+    if data.missing and not model.accepts_missing:
+        raise JobError(
+            f"data set {data.uri!r} has missing values, which {type(model).__name__} counts as errors: "
+            "probabilistic models accept them with --missing (encode) or --set model.missing=true (learn)"
+        )
+
+
+def infer(model: Model, params: Params, batch: Batch, wanted: Wanted) -> dict[str, torch.Tensor]:
+    """The codes, and what is wanted beside them, by the name of the array that takes it.
+
+    Raises:
+        ModelError: the model cannot give it.
+    """
+    if not wanted.plain:
+        return model.infer(params, batch, wanted)
+    codes = model.encode(params, batch)
+    return {"indices": codes.indices, "values": codes.values}

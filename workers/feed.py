@@ -88,8 +88,10 @@ class Feed:
                 seen[start:stop] = True
             blocks.append(block)
         sample = torch.from_numpy(np.concatenate(blocks))
+        mean, variance = moments(sample)
         thin = torch.linspace(0, len(sample) - 1, min(PROBE_SAMPLE, len(sample))).long()
-        return Probe(self._rows, sample.mean(0), sample.var(0, correction=0), sample[thin])
+        sample = sample[thin]
+        return Probe(self._rows, mean, variance, torch.where(torch.isnan(sample), mean, sample))
 
     # -- one update per pass ---------------------------------------------------------------------------------------
 
@@ -176,12 +178,24 @@ class Feed:
     def _read(self, start: int, stop: int) -> torch.Tensor:
         block = torch.from_numpy(np.ascontiguousarray(self._data.read(start, stop))).to(self._model.torch_dtype)
         finite = torch.isfinite(block).all(1)
+        if self._model.accepts_missing and not bool(finite.all()):
+            finite = ~torch.isinf(block).any(1)
         if not bool(finite.all()):
             bad = (start + torch.nonzero(~finite).flatten()[:3]).tolist()
             raise JobError(
                 f"data set {self._data.uri!r} has NaN or infinite values, first in rows {bad}; ingest it without them"
             )
         return block.pin_memory() if self._device.type == "cuda" else block
+
+
+def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance [D] of what was observed in rows [n, D]; 0 where nothing was."""
+    seen = ~torch.isnan(rows)
+    if bool(seen.all()):
+        return rows.mean(0), rows.var(0, correction=0)
+    count = seen.sum(0).clamp(min=1)
+    mean = rows.nansum(0) / count
+    return mean, torch.where(seen, rows - mean, 0.0).square().sum(0) / count
 
 
 def group_chunks(schedule: Schedule, chunk_rows: int) -> int:

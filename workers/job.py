@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..models import Model, ModelError, Schedule, make_model
+from ..models import OUTPUTS, Model, ModelError, Schedule, Wanted, make_model
 from .errors import JobError
 
 NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
@@ -198,9 +198,52 @@ class EncodeJob(Job):
     keep: int | None = Field(
         None, ge=1, description="keep at most this many entries per row; by default what the model gives"
     )
+    outputs: Annotated[
+        list[str],
+        Field(
+            description="what to write beside the codes, separated by commas: marginals, map, top_states, "
+            "reconstruction, log_likelihood, entropy"
+        ),
+    ] = Field(default_factory=lambda: ["mean"])
+    top_states: int = Field(8, ge=1, le=1024, description="states listed per row by output top_states")
+    missing: bool = Field(False, description="NaN entries of rows are missing values, which the reconstruction fills")
+    sigma: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="standard deviation of the noise to assume, in the data's units; by default what was learned",
+    )
+    adaptive: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="raise h_prime and gamma by up to this much for rows whose most probable state has gamma atoms",
+    )
     batch_rows: int = Field(8192, ge=1, description="rows handled at once")
     dtype: Literal["float32", "float64"] | None = Field(None, description="precision; by default the dictionary's")
     overwrite: bool = Field(False, description="replace an existing data set at the output")
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _separated(cls, outputs: Any) -> Any:
+        given = [outputs] if isinstance(outputs, str) else outputs
+        texts = isinstance(given, (list, tuple)) and all(isinstance(o, str) for o in given)
+        return [part.strip() for o in given for part in o.split(",")] if texts else given
+
+    @field_validator("outputs")
+    @classmethod
+    def _known_outputs(cls, outputs: list[str]) -> list[str]:
+        for name in outputs:
+            if name not in OUTPUTS:
+                near = difflib.get_close_matches(name, OUTPUTS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(OUTPUTS)}"
+                raise JobError(f"outputs={name!r} is not known; {hint}")
+        return [name for name in OUTPUTS if name in outputs or name == "mean"]
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the model is asked for."""
+        return Wanted(tuple(self.outputs), self.top_states, self.adaptive)
 
 
 JOBS: dict[str, type[Job]] = {job.__name__: job for job in (LearnJob, EncodeJob)}

@@ -76,13 +76,30 @@ def initial_params(job: LearnJob, params: Params) -> Params:
 
 
 def load_dictionary(job: EncodeJob) -> Dictionary:
-    """The version that the job names, with its model as its card describes it."""
+    """The version that the job names, with its model as its card describes it and the job changes it.
+
+    Raises:
+        JobError: the model cannot be changed like that.
+    """
     found = ArtifactStore(job.store, create=False).load(job.dictionary)
     made_by = LearnJob.parse(found.card["job"])
     if job.dtype:
         made_by = made_by.model_copy(update={"dtype": job.dtype})
     params = {n: torch.from_numpy(np.array(a)) for n, a in found.arrays.items()}
-    return Dictionary(found.version.ref, found.version.snapshot, made_by.build_model(), params)
+    model = _accepting(made_by, job) if job.missing else made_by.build_model()
+    if job.sigma is not None:
+        if "sigma" not in params:
+            raise JobError(f"sigma={job.sigma}: dictionary {found.version.ref} has no noise of that form")
+        params["sigma"] = torch.full_like(params["sigma"], job.sigma)
+    return Dictionary(found.version.ref, found.version.snapshot, model, params)
+
+
+def _accepting(made_by: LearnJob, job: EncodeJob) -> Model:
+    """The model with missing values allowed."""
+    if not isinstance(getattr(made_by.build_model(), "missing", None), bool):
+        raise JobError(f"missing=True: model {made_by.model!r} of {job.dictionary} needs complete rows")
+    settings = {**made_by.settings, "missing": True}
+    return made_by.model_copy(update={"settings": settings}).build_model()
 
 
 def _is_file(init: str) -> bool:

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
+from ..outputs import Wanted
 from ..schedule import Schedule, Stage
 from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
+from .inference import Listed, infer, strongest
 from .prior import LOWEST
 from .states import count_states
 
@@ -33,7 +35,6 @@ PI_BOUND = 1e-5
 LOWEST_LOG = {torch.float32: -80.0, torch.float64: -700.0}
 # Above this score-to-noise ratio the rounding of float32 joints exceeds 0.01 nats.
 FLOAT32_LIMIT = 1e5
-SMALLEST_CODE = 1e-4
 NOISE_KEY = -1 % 2**32
 
 
@@ -51,6 +52,8 @@ class Truncated(Model):
     """Atoms start at the data's mean plus noise, or at datapoints drawn at random."""
     annealing: Literal["default", "none"] = "default"
     """The model's usual schedule, or temperature 1, no data cut and no noise; a job's own schedule.* override both."""
+    missing: bool = False
+    """Whether NaN entries of rows are missing values, which do not count; otherwise they are an error."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
 
@@ -64,6 +67,11 @@ class Truncated(Model):
             raise ModelError(f"start={self.start!r}: choose mean or data")
         if self.annealing not in ("default", "none"):
             raise ModelError(f"annealing={self.annealing!r}: choose default or none")
+
+    @property
+    def accepts_missing(self) -> bool:
+        """Where the setting `missing` says so."""
+        return self.missing
 
     @property
     def candidates(self) -> int:
@@ -123,6 +131,20 @@ class Truncated(Model):
             raise ModelError(f"pi holds {float(given.min())} to {float(given.max())}: probabilities lie in [0, 1]")
         given = given.clamp(LOWEST, 1 - LOWEST) if name == "pi" else given
         return Model.adopt(self, name, given, own)
+
+    @abstractmethod
+    def listed(self, params: Params, x: Tensor) -> Listed:
+        """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
+
+    def coefficients(self, params: Params, x: Tensor, atoms: Tensor, values: Tensor) -> Tensor:
+        """[n, K, γ] E[coefficients | state, row] of states given by their atoms (-1: none) and latent values."""
+        del params, x, atoms
+        return values
+
+    def reconstruction(self, params: Params, x: Tensor, found: Listed) -> Tensor:
+        """[n, D] expected rows without noise."""
+        del x
+        return found.mean @ params["W"].T.to(found.mean.dtype)
 
     # -- start and noise -------------------------------------------------------------------------------------------
 
@@ -193,11 +215,21 @@ class Truncated(Model):
 
     def encode(self, params: Params, batch: Batch) -> Codes:
         """Posterior means of the H' strongest atoms; entries below 1e-4 are left out."""
-        mean = self.means(params, batch.x)
-        strength, indices = mean.abs().topk(self.candidates, dim=1)
-        faint = strength < SMALLEST_CODE
-        values = mean.gather(1, indices).masked_fill(faint, 0)
-        return Codes(indices.masked_fill(faint, -1).int(), values.to(batch.x.dtype))
+        return Codes(*strongest(self.means(params, batch.x), self.candidates, batch.x.dtype))
+
+    def infer(self, params: Params, batch: Batch, wanted: Wanted) -> dict[str, Tensor]:
+        """Codes, and by what is wanted:
+
+        marginals: `marginal_indices` [n, H'], the atoms most probably active, and `marginals` [n, H'] or [n, H', L].
+        map: `map_indices` [n, γ] (-1: none) and `map_values`, the coefficients.
+        top_states: `top_indices`, `top_values` [n, K, γ] and `top_probabilities` [n, K].
+        reconstruction [n, D]; log_likelihood, entropy [n] float64.
+        With `adaptive`, `gamma` and `h_prime` [n] say what was used, and widths are those of the largest.
+
+        Raises:
+            ModelError: `adaptive` would make too many states.
+        """
+        return infer(self, params, batch.x, wanted)
 
     def dictionary(self, params: Params) -> Tensor:
         """W, [D, H]."""

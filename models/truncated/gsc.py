@@ -25,11 +25,12 @@ from torch import Tensor
 from ..base import Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
-from . import noise
+from . import masked, noise
 from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .inference import Listed
 from .prior import mass, truncated_pis
-from .slab import TILE_ELEMENTS, Moments, Tile, size_class, start_slab, state_moments, upper
-from .states import MOST_STATES
+from .slab import TILE_ELEMENTS, Moments, Points, Tile, size_class, start_slab, state_means, state_moments, upper
+from .states import MOST_STATES, state_table
 
 PI_BOUND = 5e-5
 RARE = 1e-8
@@ -92,6 +93,8 @@ class Posterior:
     """<t> [n, H], for a full Ψ."""
     spread: Spread | None
     """<ttᵀ - K>, for a full Ψ."""
+    weight: Tensor
+    """[n, 1+H+M] probabilities of the states; [n, 0] where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class _Theta:
     """Σ⁻¹W [D, H]."""
     gram: Tensor
     """WᵀΣ⁻¹W [H, H]."""
+    root: Tensor
+    """Σ^-½ W [D, H]; [0, H] unless entries may be missing."""
     logit: Tensor
     mu: Tensor
     psi: Tensor
@@ -136,6 +141,8 @@ class GSC(Truncated):
         for name, choices in (("slab", ("diagonal", "full")), ("noise", ("scalar", "diagonal", "full"))):
             if getattr(self, name) not in choices:
                 raise ModelError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
+        if self.missing and self.noise == "full":
+            raise ModelError("noise='full' cannot be combined with missing=True: choose scalar or diagonal noise")
         if self.tile < 0:
             raise ModelError(f"tile={self.tile}: give a number of points, or 0")
         if self.multi_states > MOST_STATES:
@@ -171,28 +178,35 @@ class GSC(Truncated):
 
     # -- E-step ----------------------------------------------------------------------------------------------------
 
-    def posterior(self, params: Params, x: Tensor, stage: Stage | None = None, *, moments: bool = True) -> Posterior:
-        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage)."""
+    def posterior(
+        self, params: Params, x: Tensor, stage: Stage | None = None, *, moments: bool = True, states: bool = False
+    ) -> Posterior:
+        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage), with what is asked for."""
         # The imputed moments of a full Ψ are small differences of large numbers.
         x = x.double() if self.slab == "full" else x
         theta = self._theta(params, x.dtype)
-        scores = x @ theta.scaled
+        seen = masked.split(x, allowed=self.missing)
+        scores = (seen.x if seen else x) @ theta.scaled
         if too_large(scores, float((theta.mu.abs() + theta.variance.sqrt()).max())):
-            return self.posterior(params, x.double(), stage, moments=moments)
-        chosen = self._single(theta, scores, prior=False).topk(self.candidates, dim=1).indices
+            return self.posterior(params, x.double(), stage, moments=moments, states=states)
+        part = Points(scores, theta.gram.diagonal() if not seen else seen.seen @ theta.root.square(), scores, seen)
+        chosen = self._single(theta, part, prior=False).topk(self.candidates, dim=1).indices
+        part = replace(part, chosen=chosen)
         rows = self.tile or self._tile_rows()
         parts = [
-            self._tile(theta, scores[a : a + rows], chosen[a : a + rows], stage, moments)
+            self._tile(theta, part.pick(slice(a, a + rows)), stage, moments, states)
             for a in range(0, max(len(x), 1), rows)
         ]
         found = parts[0] if len(parts) == 1 else _stack(parts)
         beta, _ = temperatures(stage, self.anneal_prior)
-        square = noise.squares(params, x)
-        constant = theta.log_zero - 0.5 * noise.log_det(params, x.shape[1]) - x.shape[1] / 2 * log(2 * pi)
+        square = noise.squares(params, seen.x if seen else x)
+        dims = seen.dims if seen else x.shape[1]
+        log_det = noise.log_det_seen(params, seen.seen) if seen else noise.log_det(params, x.shape[1])
         return replace(
             found,
-            log_z=found.log_z - beta * square / 2,
-            log_evidence=found.log_evidence - square / 2 + constant,
+            # A point with fewer observed entries would rank higher: each takes 1/2 from the score on average.
+            log_z=found.log_z - beta / 2 * (square + x.shape[1] - dims),
+            log_evidence=found.log_evidence - square / 2 + theta.log_zero - 0.5 * log_det - dims / 2 * log(2 * pi),
         )
 
     def _theta(self, params: Params, dtype: torch.dtype) -> _Theta:
@@ -201,6 +215,7 @@ class GSC(Truncated):
         return _Theta(
             scaled=scaled.to(dtype),
             gram=(params["W"].T @ scaled).to(dtype),
+            root=(noise.roots(params, params["W"]) if self.missing else scaled[:0]).to(dtype),
             logit=torch.logit(prior).to(dtype),
             mu=params["mu"].to(dtype),
             psi=psi.to(dtype),
@@ -208,9 +223,9 @@ class GSC(Truncated):
             log_zero=float(torch.log1p(-prior).sum()),
         )
 
-    def _single(self, theta: _Theta, scores: Tensor, *, prior: bool) -> Tensor:
+    def _single(self, theta: _Theta, part: Points, *, prior: bool) -> Tensor:
         """[n, H] log p(y | only atom h) - log p(y | 0), with the prior's logit where asked."""
-        energy, mu, psi = theta.gram.diagonal(), theta.mu, theta.variance
+        scores, energy, mu, psi = part.scores, part.energy, theta.mu, theta.variance
         b = 1 + psi * energy
         constant = -0.5 * (mu.square() * energy / b + b.log()) + (theta.logit if prior else 0.0)
         return torch.addcmul(constant, torch.addcmul(mu / b, scores, 0.5 * psi / b), scores)
@@ -219,32 +234,33 @@ class GSC(Truncated):
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         return max(64, TILE_ELEMENTS // most)
 
-    def _tile(self, theta: _Theta, scores: Tensor, chosen: Tensor, stage: Stage | None, moments: bool) -> Posterior:
+    def _tile(self, theta: _Theta, part: Points, stage: Stage | None, moments: bool, states: bool) -> Posterior:
+        scores, chosen = part.scores, part.chosen
         n, atoms = scores.shape
         at = chosen.T.contiguous()
         first, second = torch.triu_indices(self.candidates, self.candidates, device=scores.device)
         full = theta.psi.ndim == 2
         tile = Tile(
             scores=scores.gather(1, chosen).T.contiguous(),
-            gram=theta.gram[at[first], at[second]],
+            gram=part.gram(theta.gram, theta.root, first, second),
             mean=theta.mu[at],
             slab=theta.psi[at[first], at[second]] if full else theta.psi.sqrt()[at],
             full=full,
         )
         logit = theta.logit[at]
         classes = [size_class(m, self.candidates, scores.dtype, scores.device) for m in range(2, self.active + 1)]
-        found = [state_moments(tile, states, wanted=moments) for states in classes]
+        found = [state_moments(tile, size, wanted=moments) for size in classes]
 
         gain = scores.new_empty(n, 1 + atoms + self.multi_states)
         odds = scores.new_empty(n, 1 + atoms + self.multi_states)
         gain[:, 0] = odds[:, 0] = 0
-        gain[:, 1 : atoms + 1] = self._single(theta, scores, prior=False)
+        gain[:, 1 : atoms + 1] = self._single(theta, part, prior=False)
         odds[:, 1 : atoms + 1] = theta.logit
         begin = atoms + 1
-        for states, each in zip(classes, found):
+        for size, each in zip(classes, found):
             end = begin + each.gain.shape[0]
             gain[:, begin:end] = each.gain.T
-            odds[:, begin:end] = sum(logit[w] for w in states.where).T  # pyright: ignore[reportAttributeAccessIssue]
+            odds[:, begin:end] = sum(logit[w] for w in size.where).T  # pyright: ignore[reportAttributeAccessIssue]
             begin = end
         beta, heat = temperatures(stage, self.anneal_prior)
         plain = torch.logsumexp(gain + odds, 1).double() if beta != 1.0 else None
@@ -252,22 +268,23 @@ class GSC(Truncated):
         evidence = log_z if plain is None else plain
         none = scores.new_zeros(n, 0)
         if not moments:
-            return Posterior(chosen, log_z, evidence, none, none, Spread(none, none), none, None)
-        return self._collect(theta, scores, chosen, weight, log_z, evidence, found)
+            return Posterior(chosen, log_z, evidence, none, none, Spread(none, none), none, None, none)
+        collected = self._collect(theta, part, weight, log_z, evidence, found)
+        return replace(collected, weight=weight) if states else collected
 
     def _collect(
         self,
         theta: _Theta,
-        scores: Tensor,
-        chosen: Tensor,
+        part: Points,
         weight: Tensor,
         log_z: Tensor,
         evidence: Tensor,
         found: list[Moments],
     ) -> Posterior:
         """The posterior's moments: singletons in closed form, the other states added up by candidate."""
+        scores, chosen, energy = part.scores, part.chosen, part.energy
         n, atoms = scores.shape
-        energy, full = theta.gram.diagonal(), theta.psi.ndim == 2
+        full = theta.psi.ndim == 2
         cov = theta.variance / (1 + theta.variance * energy)
         one = weight[:, 1 : atoms + 1]
         kappa = torch.addcmul(theta.mu / (1 + theta.variance * energy), scores, cov)
@@ -298,10 +315,35 @@ class GSC(Truncated):
             flat = one * (residual.square() - energy + energy.square() * cov)
             spread = Spread(put(flat, tt[own]), tt.T)
         return Posterior(
-            chosen, log_z, evidence, put(one, s), put(alone, sz), Spread(put(square, zz[own]), zz.T), imputed, spread
+            candidates=chosen,
+            log_z=log_z,
+            log_evidence=evidence,
+            s=put(one, s),
+            sz=put(alone, sz),
+            zz=Spread(put(square, zz[own]), zz.T),
+            imputed=imputed,
+            spread=spread,
+            weight=scores.new_zeros(n, 0),
         )
 
     # -- the contract ----------------------------------------------------------------------------------------------
+
+    def listed(self, params: Params, x: Tensor) -> Listed:
+        """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
+        q = self.posterior(params, x, states=True)
+        table = state_table(self.candidates, self.active, q.s.dtype, q.s.device)
+        return Listed(q.weight, q.candidates, table.held, (1.0,), q.sz, q.s[:, None], q.log_evidence)
+
+    def coefficients(self, params: Params, x: Tensor, atoms: Tensor, values: Tensor) -> Tensor:
+        """[n, K, γ] E[z | s, y] of the active atoms, 0 where there is none."""
+        del values
+        theta, x = self._theta(params, torch.float64), x.double()
+        seen, at = masked.split(x, allowed=self.missing), atoms.clamp(min=0)
+        if seen is None:
+            gram = theta.gram[at[..., :, None], at[..., None, :]]
+        else:
+            gram = torch.stack([masked.pair_products(theta.root, seen.seen, state) for state in at.unbind(1)], 1)
+        return state_means((seen.x if seen else x) @ theta.scaled, gram, theta.mu, theta.psi, atoms)
 
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
@@ -322,9 +364,11 @@ class GSC(Truncated):
         everything = bool(use.all())
         pick = lambda t: t if everything else t[use]  # noqa: E731
         x, sz = pick(batch.x.to(q.sz.dtype)), pick(q.sz)
+        seen = masked.split(x, allowed=self.missing)
+        x = seen.x if seen else x
         add = lambda spread: _scatter(pick(spread.diagonal), pick(spread.between), pick(q.candidates))  # noqa: E731
         empty = torch.zeros(0, dtype=torch.float64, device=x.device)
-        return GSCStats(
+        stats = GSCStats(
             ys=(x.T @ sz).double(),
             zz=add(q.zz),
             s=pick(q.s).sum(0, dtype=torch.float64),
@@ -336,6 +380,19 @@ class GSC(Truncated):
             log_evidence=q.log_evidence.sum(),
             rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=x.device),
         )
+        if seen is None:
+            return stats
+        zz = Spread(pick(q.zz.diagonal), pick(q.zz.between))
+        return self._completed(stats, params, seen, zz, pick(q.candidates))
+
+    def _completed(self, stats: GSCStats, params: Params, seen: masked.Rows, zz: Spread, chosen: Tensor) -> GSCStats:
+        """The sums with the expectations of the missing entries added."""
+        first, second = torch.triu_indices(self.candidates, self.candidates, device=chosen.device)
+        between = masked.between_pairs(zz.between, first, second, self.candidates)
+        weights = params["W"].to(between.dtype)
+        ys = masked.expected_products(weights, seen.gone, chosen, zz.diagonal, between)
+        yy = noise.of_missing(self.noise, params, params["W"], ys, seen.gone)
+        return replace(stats, ys=stats.ys + ys, yy=stats.yy + yy)
 
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
         """The exact M-step: W by normal equations for its change, the noise from the new W, π, μ and Ψ."""
@@ -400,7 +457,8 @@ class GSC(Truncated):
         item = 8 if self.dtype == "float64" else 4
         pairs = self.candidates * (self.candidates + 1) // 2
         kinds = 2 if self.slab == "full" else 1
-        per_row = dim * (2 * item + 16) + (10 * self.atoms + 4 * kinds * pairs) * item + 24 * pairs
+        own_gram = (3 * self.candidates + 6) * item if self.missing else 0
+        per_row = dim * (2 * item + 16 + own_gram) + (10 * self.atoms + 4 * kinds * pairs) * item + 24 * pairs
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         per_tile_row = (8 * most * self.active**2 + 3 * (self.atoms + self.multi_states)) * item
         fixed = 8 * (8 * dim * self.atoms + 8 * kinds * self.atoms**2 + (4 * dim**2 if self.noise == "full" else 0))
@@ -425,6 +483,7 @@ def _stack(parts: list[Posterior]) -> Posterior:
         zz=Spread(cat(lambda p: p.zz.diagonal), cat(lambda p: p.zz.between)),
         imputed=cat(lambda p: p.imputed),
         spread=Spread(cat(lambda p: p.spread.diagonal), cat(lambda p: p.spread.between)) if full else None,
+        weight=cat(lambda p: p.weight),
     )
 
 

@@ -18,7 +18,7 @@ M multi-atom states.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, pi
 from typing import Literal
 
@@ -29,9 +29,11 @@ from ..base import Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import native
 from ..schedule import Stage
+from . import masked
 from .expectation import Truncated, cuts, normalise, solve, temperatures, too_large
 from .fused import posterior_rows, working_bytes
 from .gram import gram_of
+from .inference import Listed, with_zero
 from .states import StateTable, state_table
 
 
@@ -130,6 +132,8 @@ class Linear(Truncated):
         `candidates` [n, H'] int64 are used where given, instead of choosing them.
         """
         x = self._centred(params, x)
+        if rows := masked.split(x, allowed=self.missing):
+            return self._masked_posterior(params, rows, stage, candidates)
         sigma = float(params["sigma"])
         weights, gram = gram_of(params["W"], x.dtype)
         scores = x @ weights
@@ -155,6 +159,50 @@ class Linear(Truncated):
             candidates=chosen,
             log_z=log_z - beta * square / (2 * sigma**2),
             log_evidence=log_evidence - square / (2 * sigma**2) + log_zero - x.shape[1] / 2 * log(2 * pi * sigma**2),
+        )
+
+    def _masked_posterior(
+        self, params: Params, rows: masked.Rows, stage: Stage | None, candidates: Tensor | None
+    ) -> Posterior:
+        """As `posterior`, of centred rows with missing entries: G/σ² is a matrix per row."""
+        weights, sigma = params["W"].to(rows.x.dtype), float(params["sigma"])
+        scores = rows.x @ weights
+        if too_large(scores, max(abs(v) for v in self.support) / sigma**2):
+            wide = masked.Rows(rows.x.double(), rows.seen.double())
+            return self._masked_posterior(params, wide, stage, candidates)
+        odds, log_zero = self.log_prior(params)
+        odds, table = odds.to(weights.dtype), self._table(weights.dtype, weights.device)
+        energy = rows.seen @ weights.square() / sigma**2
+        chosen = self._choose(scores, energy, odds, sigma) if candidates is None else candidates
+        crossed = masked.pair_products(weights / sigma, rows.seen, chosen)[:, table.first, table.second]
+
+        def joints(beta: float, heat: float) -> Tensor:
+            single = torch.stack(
+                [
+                    heat * o - (beta / 2 * v**2) * energy + (beta * v / sigma**2) * scores
+                    for o, v in zip(odds, self.support)
+                ],
+                1,
+            )
+            own = single.gather(2, chosen[:, None, :].expand(-1, self.levels, -1)).flatten(1)
+            multi = torch.cat([own, beta * crossed], 1) @ table.design.T
+            return torch.cat([single.new_zeros(len(single), 1), single.flatten(1), multi], 1)
+
+        beta, heat = temperatures(stage, self.anneal_prior)
+        plain = torch.logsumexp(joints(1.0, 1.0), 1).double() if beta != 1.0 else None
+        weight, log_z = normalise(joints(beta, heat))
+        square, dims = rows.x.double().square().sum(1) / sigma**2, rows.dims
+        inner = 1 + self.levels * self.atoms
+        return Posterior(
+            single=weight[:, 1:inner].unflatten(1, (self.levels, self.atoms)),
+            multi=weight[:, inner:],
+            candidates=chosen,
+            # A point with fewer observed entries would rank higher: each takes 1/2 from the score on average.
+            log_z=log_z - beta / 2 * (square + rows.x.shape[1] - dims),
+            log_evidence=(log_z if plain is None else plain)
+            - square / 2
+            + log_zero
+            - dims / 2 * log(2 * pi * sigma**2),
         )
 
     def moments(self, posterior: Posterior) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,15 +262,27 @@ class Linear(Truncated):
 
     # -- the contract ----------------------------------------------------------------------------------------------
 
+    def listed(self, params: Params, x: Tensor) -> Listed:
+        """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
+        q = self.posterior(params, x)
+        mean, _, value = self.moments(q)
+        probability = with_zero(q.single.flatten(1), q.multi)
+        held = self._table(mean.dtype, mean.device).held
+        return Listed(probability, q.candidates, held, self.support, mean, value, q.log_evidence)
+
+    def reconstruction(self, params: Params, x: Tensor, found: Listed) -> Tensor:
+        """<W s + offset> [n, D]."""
+        return Truncated.reconstruction(self, params, x, found) + self._shift(params)
+
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if native.usable(x):
+        if self._compiled(x):
             return posterior_rows(self, params, self._centred(params, x), stage, moments=False).log_z
         return self.posterior(params, x, stage).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H]."""
-        if native.usable(x):
+        if self._compiled(x):
             return posterior_rows(self, params, self._centred(params, x), None).mean
         return self.moments(self.posterior(params, x))[0]
 
@@ -231,7 +291,7 @@ class Linear(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
-        if native.usable(batch.x):
+        if self._compiled(batch.x):
             return self._fused(params, batch, stage)
         q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
         mean, pair, value = self.moments(q)
@@ -239,13 +299,15 @@ class Linear(Truncated):
         x, chosen = self._centred(params, batch.x.to(mean.dtype)), q.candidates
         if not bool(use.all()):
             x, mean, pair, value, chosen = x[use], mean[use], pair[use], value[use], chosen[use]
+        rows = masked.split(x, allowed=self.missing)
+        x = rows.x if rows else x
         table = self._table(mean.dtype, mean.device)
         place = chosen[:, table.first] * self.atoms + chosen[:, table.second]
         flat = torch.zeros(self.atoms**2, dtype=torch.float64, device=mean.device)
         upper = flat.index_add_(0, place.reshape(-1), pair.reshape(-1).double()).reshape(self.atoms, self.atoms)
         counts = value.sum(0, dtype=torch.float64)
         levels = counts.new_tensor(self.support)
-        return LinearStats(
+        stats = LinearStats(
             ys=(x.T @ mean).double(),
             y=x.sum(0, dtype=torch.float64) if self.offset else upper.new_zeros(x.shape[1]),
             ss=upper + upper.T + torch.diag(levels.square() @ counts),
@@ -256,6 +318,31 @@ class Linear(Truncated):
             log_evidence=q.log_evidence.sum(),
             rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=mean.device),
         )
+        return self._completed(stats, params, rows, mean, pair, value, chosen) if rows else stats
+
+    def _completed(
+        self,
+        stats: LinearStats,
+        params: Params,
+        rows: masked.Rows,
+        mean: Tensor,
+        pair: Tensor,
+        value: Tensor,
+        chosen: Tensor,
+    ) -> LinearStats:
+        """The sums with the expectations of the missing entries added."""
+        weights, table = params["W"].to(mean.dtype), self._table(mean.dtype, mean.device)
+        own = torch.einsum("nlh,l->nh", value, value.new_tensor(self.support).square())
+        between = masked.between_pairs(pair, table.first, table.second, self.candidates)
+        ys = masked.expected_products(weights, rows.gone, chosen, own, between)
+        y = (rows.gone * (mean @ weights.T)).sum(0, dtype=torch.float64) if self.offset else stats.y
+        noise = params["sigma"].square() * rows.gone.sum(dtype=torch.float64)
+        yy = stats.yy + (ys * params["W"]).sum() + noise
+        return replace(stats, ys=stats.ys + ys, y=stats.y + y if self.offset else y, yy=yy)
+
+    def _compiled(self, x: Tensor) -> bool:
+        """Whether the compiled kernel can do these rows: on the CPU, all entries observed."""
+        return native.usable(x) and not (self.missing and bool(torch.isnan(x).any()))
 
     def _fused(self, params: Params, batch: Batch, stage: Stage) -> LinearStats:
         """`statistics` through the compiled kernel."""
@@ -328,11 +415,16 @@ class Linear(Truncated):
     def memory(self, rows: int, dim: int) -> int:
         """Rows and means of one batch (without the kernel also joints), parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
-        if native.library() is not None:
+        if native.library() is not None and not self.missing:
             return working_bytes(self, rows, dim, item) + 8 * (7 * dim * self.atoms + 9 * self.atoms**2)
         multi, pairs = self.multi_states, self.candidates * (self.candidates + 1) // 2
         columns = self.levels * self.candidates + pairs
-        per_row = dim * (item + 16) + ((1 + 5 * self.levels) * self.atoms + 4 * multi + 6 * columns) * item + 16 * pairs
+        item_dims = (3 * self.candidates + 6) * item if self.missing else 0
+        per_row = (
+            dim * (item + 16 + item_dims)
+            + ((1 + 5 * self.levels) * self.atoms + 4 * multi + 6 * columns) * item
+            + 16 * pairs
+        )
         fixed = 8 * (6 * dim * self.atoms + 6 * self.atoms**2) + 4 * multi * columns * item
         return rows * per_row + fixed
 

@@ -31,7 +31,9 @@ from torch import Tensor
 from ..base import TRAINING, Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
+from . import masked
 from .expectation import PI_BOUND, Truncated, normalise, temperatures, too_large
+from .inference import Listed, with_zero
 from .prior import mass, truncated_pi
 from .states import MOST_STATES
 from .superposition import (
@@ -156,8 +158,9 @@ class Maximal(Truncated):
         return 1 / (1 - 1 / max(temperature, self.sharpest))
 
     @abstractmethod
-    def choose(self, weights: Tensor, x: Tensor, scores: Tensor) -> Tensor:
-        """[n, H'] int64, the atoms that states of several atoms may use."""
+    def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
+        """[n, H'] int64, the atoms that states of several atoms may use; `energy` is ‖W_h‖² [H], or [n, H] over what
+        was observed where entries of `x` are missing (NaN)."""
 
     # -- E-step ----------------------------------------------------------------------------------------------------
 
@@ -169,17 +172,20 @@ class Maximal(Truncated):
         `candidates` [n, H'] int64 are used where given, instead of choosing them.
         """
         weights, sigma = params["W"].to(x.dtype), float(params["sigma"])
+        given, rows = x, masked.split(x, allowed=self.missing)
+        x = rows.x if rows else x
         square = x.double().square().sum(1)
         scores = x @ weights
-        energy = weights.square().sum(0)
-        if too_large(torch.cat([x.square().sum(1), energy]), 0.5 / sigma**2):
-            return self.posterior(params, x.double(), stage, candidates)
-        chosen = self.choose(weights, x, scores) if candidates is None else candidates
+        energy = rows.seen @ weights.square() if rows else weights.square().sum(0)
+        if too_large(torch.cat([x.square().sum(1), energy.flatten()]), 0.5 / sigma**2):
+            return self.posterior(params, given.double(), stage, candidates)
+        chosen = self.choose(weights, given, scores, energy) if candidates is None else candidates
         gain = x.new_zeros(len(x), 1 + self.atoms + self.multi_states)
         gain[:, 1 : self.atoms + 1] = scores - energy / 2
         error = gain[:, self.atoms + 1 :]
-        for rows, dims in self._tiles(x):
-            error[rows] -= self._errors(weights, x, chosen, rows, dims, self.rho(stage)).T / 2
+        for points, dims in self._tiles(x):
+            tile = self._errors(weights, x, chosen, points, dims, self.rho(stage), rows.seen if rows else None)
+            error[points] -= tile.T / 2
         error += x.square().sum(1, keepdim=True) / 2
         gain /= sigma**2
 
@@ -189,14 +195,16 @@ class Maximal(Truncated):
         beta, heat = temperatures(stage, self.anneal_prior)
         plain = torch.logsumexp(torch.add(gain, size, alpha=logit), 1).double() if beta != 1.0 else None
         weight, log_z = normalise((gain * beta).add_(size, alpha=logit * heat))
-        constant = self.atoms * log1p(-prior) - x.shape[1] / 2 * log(2 * pi * sigma**2)
+        seen = rows.dims if rows else x.shape[1]
+        constant = self.atoms * log1p(-prior) - seen / 2 * log(2 * pi * sigma**2)
         explained = torch.einsum("ns,ns->n", weight, gain).double() * (2 * sigma**2)
         return Posterior(
             single=weight[:, 1 : self.atoms + 1],
             multi=weight[:, self.atoms + 1 :],
             candidates=chosen,
             residual=(square - explained).clamp(min=0),
-            log_z=log_z - beta * square / (2 * sigma**2),
+            # A point with fewer observed entries would rank higher: each takes 1/2 from the score on average.
+            log_z=log_z - beta / 2 * (square / sigma**2 + x.shape[1] - seen),
             log_evidence=(log_z if plain is None else plain) - square / (2 * sigma**2) + constant,
         )
 
@@ -220,17 +228,32 @@ class Maximal(Truncated):
         narrow = float(size.min() / size.max().clamp(min=1e-30)) ** rho < FLOAT32_RANGE
         return atoms.double() if narrow else atoms
 
-    def _errors(
-        self, weights: Tensor, x: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None
-    ) -> Tensor:
-        """[M, points] Σ over the tile's dimensions of (y - ȳ)²."""
-        y = x[rows, dims]
+    def _predictions(
+        self, weights: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None
+    ) -> list[Tensor]:
+        """[C_m, points·dimensions] ȳ of a tile's states, for m = 2 … γ."""
         atoms = self._pixels(weights, chosen, rows, dims, rho)
         if rho is None:
-            levels = exact_predictions(atoms, self.active, signed=self.signed)
-        else:
-            levels = smooth_predictions(powers(atoms, self.active, rho))
-        parts = [torch.linalg.vector_norm(p.view(-1, *y.shape).sub_(y), dim=2).square_() for p in levels]
+            return exact_predictions(atoms, self.active, signed=self.signed)
+        return smooth_predictions(powers(atoms, self.active, rho))
+
+    def _errors(
+        self,
+        weights: Tensor,
+        x: Tensor,
+        chosen: Tensor,
+        rows: slice,
+        dims: slice,
+        rho: float | None,
+        seen: Tensor | None,
+    ) -> Tensor:
+        """[M, points] Σ over the tile's (observed) dimensions of (y - ȳ)²."""
+        y = x[rows, dims]
+        levels = self._predictions(weights, chosen, rows, dims, rho)
+        apart = [p.view(-1, *y.shape).sub_(y) for p in levels]
+        if seen is not None:
+            apart = [a.mul_(seen[rows, dims]) for a in apart]
+        parts = [torch.linalg.vector_norm(a, dim=2).square_() for a in apart]
         return torch.cat(parts).to(x.dtype)
 
     # -- the contract ----------------------------------------------------------------------------------------------
@@ -246,12 +269,33 @@ class Maximal(Truncated):
 
     def _candidate_means(self, q: Posterior) -> Tensor:
         """[n, H'] probability that a candidate is active in a state of several atoms."""
-        members = q.multi.new_zeros(self.candidates, 0)
-        if self.active > 1:
-            eye = torch.eye(self.candidates, dtype=q.multi.dtype, device=q.multi.device)
-            both = [smooth_predictions(powers(eye, m, 1.0))[-1] for m in range(2, self.active + 1)]
-            members = torch.cat(both).T
-        return q.multi @ members.T
+        return q.multi @ self._members(q.multi)
+
+    def _members(self, like: Tensor) -> Tensor:
+        """[M, H'] of the dtype of `like`, 1 where a state holds a candidate."""
+        if self.active < 2:
+            return like.new_zeros(0, self.candidates)
+        eye = torch.eye(self.candidates, dtype=like.dtype, device=like.device)
+        return torch.cat([smooth_predictions(powers(eye, m, 1.0))[-1] for m in range(2, self.active + 1)])
+
+    def listed(self, params: Params, x: Tensor) -> Listed:
+        """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
+        q = self.posterior(params, x)
+        mean = q.single.scatter_add(1, q.candidates, self._candidate_means(q))
+        probability, held = with_zero(q.single, q.multi), self._members(q.multi)
+        return Listed(probability, q.candidates, held, (1.0,), mean, mean[:, None], q.log_evidence)
+
+    def reconstruction(self, params: Params, x: Tensor, found: Listed) -> Tensor:
+        """<ȳ> [n, D]."""
+        weights, multi = params["W"].to(found.probability.dtype), found.probability[:, 1 + self.atoms :]
+        out = found.probability[:, 1 : 1 + self.atoms] @ weights.T
+        for rows, dims in self._tiles(x):
+            levels = self._predictions(weights, found.candidates, rows, dims, self.rho(None))
+            q = multi[rows].T.split([len(level) for level in levels])
+            for level, share in zip(levels, q):
+                pixels = level.view(len(level), share.shape[1], -1)
+                out[rows, dims] += torch.einsum("sn,snd->nd", share.to(level.dtype), pixels).to(out.dtype)
+        return out
 
     def mass(self, params: Params) -> float:
         """P(|s| ≤ γ)."""
@@ -267,13 +311,17 @@ class Maximal(Truncated):
         x, single, multi, chosen = batch.x.to(q.single.dtype), q.single, q.multi, q.candidates
         if not bool(use.all()):
             x, single, multi, chosen = x[use], single[use], multi[use], chosen[use]
+        seen = masked.split(x, allowed=self.missing)
+        x = seen.x if seen else x
         total = single.sum(0, dtype=torch.float64)
         ay, a = (x.T @ single).double().T.contiguous(), total[:, None].expand(-1, x.shape[1]).clone()
+        a = (single.T @ seen.seen).double() if seen else a
         weights = params["W"].to(x.dtype)
         for rows, dims in self._tiles(x):
             shares = self._shares(weights, chosen, multi, rows, dims, self.rho(stage)).to(x.dtype)
             y, at = x[rows, dims], chosen[rows].T.reshape(-1)
             shares = shares.view(self.candidates, *y.shape)
+            shares = shares * seen.seen[rows, dims] if seen else shares
             for out, part in ((a, shares), (ay, shares * y)):
                 out[:, dims] += x.new_zeros(self.atoms, y.shape[1]).index_add_(0, at, part.flatten(0, 1))
         sizes = x.new_tensor(state_sizes(self.candidates, self.active))
@@ -281,8 +329,9 @@ class Maximal(Truncated):
             ay=ay.T.contiguous(),
             a=a.T.contiguous(),
             active=total.sum() + (multi @ sizes).sum(dtype=torch.float64),
-            residual=q.residual[use].sum(),
-            yy=x.double().square().sum(),
+            # A missing entry keeps the variance that it had.
+            residual=q.residual[use].sum() + (params["sigma"].square() * seen.gone.sum() if seen else 0.0),
+            yy=x.double().square().sum() + (params["sigma"].square() * seen.gone.sum() if seen else 0.0),
             used=use.sum().double(),
             log_evidence=q.log_evidence.sum(),
             rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=x.device),
@@ -367,7 +416,10 @@ class Maximal(Truncated):
     def memory(self, rows: int, dim: int) -> int:
         """Rows, scores and joints of one batch, one tile's states, parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
-        per_row = dim * (2 * item + 16) + (4 * self.atoms + 5 * self.multi_states + 4 * self.candidates) * item
+        per_row = (
+            dim * ((4 if self.missing else 2) * item + 16)
+            + (4 * self.atoms + 5 * self.multi_states + 4 * self.candidates) * item
+        )
         states = self.multi_states + self.candidates
         tile = 8 * 8 * max(TILE_ELEMENTS, 64 * states)
         return rows * per_row + tile + 8 * 10 * dim * self.atoms
@@ -389,9 +441,13 @@ class MCA(Maximal):
         if self.select not in ("overshoot", "relative"):
             raise ModelError(f"select={self.select!r}: choose overshoot or relative")
 
-    def choose(self, weights: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+    def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
         """The smallest Σ_d max(W_dh - y_d, 0); of several, the largest atom."""
         total = weights.sum(0)
+        if energy.ndim == 2:
+            gone = torch.isnan(x)
+            # Nothing exceeds infinity.
+            total, x = (~gone).to(x.dtype) @ weights, x.masked_fill(gone, float("inf"))
         over = x.new_empty(self.atoms, len(x))
         rows = max(1, TILE_ELEMENTS // (8 * x.shape[1]))
         for a in range(0, len(x), rows):
@@ -417,9 +473,9 @@ class MMCA(Maximal):
     signed: ClassVar[bool] = True
     sharpest: ClassVar[float] = 1.2
 
-    def choose(self, weights: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+    def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
         """The smallest ‖W_h - y‖²."""
-        distance = weights.square().sum(0) - 2 * scores
+        distance = energy - 2 * scores
         return distance.topk(self.candidates, dim=1, largest=False).indices
 
     def inert(self, old: Tensor, new: Tensor, seen: Tensor) -> Tensor:

@@ -38,6 +38,23 @@ def squares(params: Params, x: Tensor) -> Tensor:
     return (x.double() / params["sigma"]).square().sum(1)
 
 
+def roots(params: Params, weights: Tensor) -> Tensor:
+    """Σ^-½ W, [D, H] float64, for noise that is independent between dimensions."""
+    return weights / params["sigma"].reshape(-1, 1)
+
+
+def log_det_seen(params: Params, seen: Tensor) -> Tensor:
+    """log|Σ| over the observed dimensions [n] of `seen` [n, D], for such noise."""
+    return 2 * (seen.double() @ params["sigma"].log().expand(seen.shape[1]))
+
+
+def of_missing(kind: str, params: Params, weights: Tensor, ys: Tensor, gone: Tensor) -> Tensor:
+    """What `second_moment` lacks: Σ E[y²] of the missing entries, [] or [D], from their E[y cᵀ] `ys` [D, H]."""
+    count = gone.sum(0, dtype=torch.float64)
+    square = (ys * weights).sum(1) + params["sigma"].square() * count
+    return square if kind == "diagonal" else square.sum()
+
+
 def log_det(params: Params, dim: int) -> float:
     """log|Σ|."""
     if COVARIANCE in params:

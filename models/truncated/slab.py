@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from . import small
+from . import masked, small
 
 TILE_ELEMENTS = 1 << 15
 
@@ -60,6 +60,33 @@ def size_class(size: int, candidates: int, dtype: torch.dtype, device: torch.dev
         to_single=hot(where, candidates).contiguous(),
         to_pair=hot(upper, int(numbers.max()) + 1).contiguous(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What some points are under the parameters."""
+
+    scores: Tensor
+    """b [n, H]."""
+    energy: Tensor
+    """G_hh [H], or [n, H] where entries are missing."""
+    chosen: Tensor
+    """[n, H'] int64, the candidates."""
+    seen: masked.Rows | None
+    """The rows, where entries of them are missing."""
+
+    def pick(self, rows: slice) -> Points:
+        """Some of the points."""
+        if self.seen is None:
+            return Points(self.scores[rows], self.energy, self.chosen[rows], None)
+        return Points(self.scores[rows], self.energy[rows], self.chosen[rows], self.seen.pick(rows))
+
+    def gram(self, gram: Tensor, root: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """[P', n] G of pairs of candidates, from G [H, H], or from Σ^-½ W [D, H] where entries are missing."""
+        if self.seen is None:
+            at = self.chosen.T
+            return gram[at[first], at[second]]
+        return masked.pair_products(root, self.seen.seen, self.chosen)[:, first, second].T.contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +179,29 @@ def start_slab(given: Tensor, own: Tensor) -> Tensor:
     if bool((matrix != matrix * eye).any()):
         raise ModelError("psi has correlations, which slab=diagonal cannot hold: set model.slab=full or give [H]")
     return matrix.diagonal()
+
+
+def state_means(scores: Tensor, gram: Tensor, mean: Tensor, slab: Tensor, atoms: Tensor) -> Tensor:
+    """κ of single states given by their atoms: E[z_a | s, y] [n, K, γ], 0 where there is no atom.
+
+    Args:
+        scores: b [n, H].
+        gram: G_aa [n, K, γ, γ]; entries of atoms that are not there do not matter.
+        mean: μ [H].
+        slab: ψ [H] or Ψ [H, H].
+        atoms: [n, K, γ] int64, -1 for none.
+    """
+    on = (atoms >= 0).to(scores.dtype)
+    at = atoms.clamp(min=0)
+    both = on[..., :, None] * on[..., None, :]
+    g = gram * both
+    psi = slab[at[..., :, None], at[..., None, :]] * both if slab.ndim == 2 else torch.diag_embed(slab[at] * on)
+    m = mean[at] * on
+    b = scores.gather(1, at.flatten(1)).view(at.shape) * on
+    residual = b - (g @ m[..., None])[..., 0]
+    eye = torch.eye(atoms.shape[-1], dtype=scores.dtype, device=scores.device)
+    # (G + Ψ⁻¹)⁻¹ = Ψ (I + G Ψ)⁻¹, which is also right for ψ → 0 and for atoms that are not there.
+    return m + (psi @ torch.linalg.solve(eye + g @ psi, residual[..., None]))[..., 0]
 
 
 def upper(matrix: small.Matrix, weight: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class StateTable:
 
     members: Tensor
     """[M, H'], 1 where a candidate is active."""
+    held: Tensor
+    """[M, H'], the value of a candidate, 0 where it is off."""
     size: Tensor
     """[M], active candidates."""
     first: Tensor
@@ -71,6 +73,7 @@ def state_table(
     pairs = held[:, first] * held[:, second]
     return StateTable(
         members=members.to(device, dtype),
+        held=held.to(device, dtype),
         size=members.sum(1).to(device, dtype),
         first=first.to(device),
         second=second.to(device),

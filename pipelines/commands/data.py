@@ -27,6 +27,7 @@ def show(uri: str, as_json: bool) -> None:
         "dim": data.dim,
         "dtype": str(data.dtype),
         "patch_shape": data.patch_shape,
+        "missing_values": data.missing,
         "arrays": data.arrays,
         "shards": len(data.shards()),
         "shard_rows": data.shard_rows,

@@ -41,6 +41,8 @@ class ArraysSource(BaseModel):
     """Fraction of the variance whose directions are whitened; the rest is dropped."""
     epsilon: Annotated[float, Field(ge=0)] = 0.01
     """Added to the variances before their roots are inverted, in units of their mean: noise is not blown up."""
+    missing: bool = False
+    """NaN stands for a missing value and is kept, for models that accept it; otherwise it is refused."""
     shuffle: bool = False
     """Mix the rows: stripes of up to 1024 rows over the whole data set, then the rows of each shard."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -58,6 +60,8 @@ def ingest_arrays(job: ArraysSource, progress: Progress) -> Dataset:
         BadData: a file is damaged or no matrix of real numbers, widths differ, NaN or Inf (file and row are named).
         StorageError: the place is taken or cannot be written, or a package is missing.
     """
+    if job.missing and (job.center or job.whiten != "none"):
+        raise BadData("missing=True: rows with missing values can be neither centred nor whitened")
     sources = find_sources(job.sources)
     claim(job.out, None, overwrite=job.overwrite)
     progress(0, len(sources), "opening sources")
@@ -66,7 +70,7 @@ def ingest_arrays(job: ArraysSource, progress: Progress) -> Dataset:
         gather = Gather(matrices, job)
         attributes: dict[str, Any] = {
             # Which rows a shuffled shard holds depends on where shards begin.
-            "recipe": job.model_dump(exclude={"sources", "out", "overwrite"}) | {"shard_rows": gather.shard_rows},
+            "recipe": _recipe(job) | {"shard_rows": gather.shard_rows},
             "sources": [source.fingerprint for source in sources],
             "row": f"row of the source matrices, {'shuffled' if job.shuffle else 'in their order'}",
         }
@@ -82,6 +86,7 @@ def ingest_arrays(job: ArraysSource, progress: Progress) -> Dataset:
             chunk_rows=gather.chunk_rows,
             attributes=attributes,
             block=gather.block,
+            missing=job.missing,
             center=job.center,
             whiten=job.whiten,
             keep=job.keep,
@@ -89,6 +94,12 @@ def ingest_arrays(job: ArraysSource, progress: Progress) -> Dataset:
             sample_rows=gather.rows,
         )
         return build(plan, progress)
+
+
+def _recipe(job: ArraysSource) -> dict[str, Any]:
+    """What makes the data set what it is; `missing` only where it is set, so that fingerprints stay as they were."""
+    recipe = job.model_dump(exclude={"sources", "out", "overwrite"})
+    return recipe if job.missing else {k: v for k, v in recipe.items() if k != "missing"}
 
 
 class Gather:
@@ -127,7 +138,7 @@ class Gather:
                 raise BadData(f"{matrix.name}: rows {start} to {stop} cannot be read ({problem})") from error
             with np.errstate(over="ignore", invalid="ignore"):  # what does not fit the dtype is refused below
                 part[...] = rows
-            refuse_nonfinite(part, f"{matrix.name} as {self._job.dtype}", start)
+            refuse_nonfinite(part, f"{matrix.name} as {self._job.dtype}", start, missing=self._job.missing)
             at += stop - start
         if self._job.shuffle:
             sequence = np.random.SeedSequence(self._job.seed, spawn_key=(shard.index,))

@@ -44,6 +44,8 @@ class Plan:
     attributes: dict[str, Any]
     block: Callable[[Shard], np.ndarray]
     """[len(shard), D0] of `dtype`: the rows of a shard before whitening, the same whenever asked. From any thread."""
+    missing: bool = False
+    """Whether NaN stands for a missing value."""
     center: bool
     whiten: Kind
     keep: float
@@ -100,6 +102,7 @@ def build(plan: Plan, progress: Progress) -> Dataset:
             chunk_rows=plan.chunk_rows,
             attributes=plan.attributes,
             side={} if whitening is None else whitening.side,
+            missing=plan.missing,
             overwrite=plan.overwrite,
         )
 

@@ -99,3 +99,19 @@ def maximal_log_joints(
     errors = ((y[:, None] - predictions) ** 2).sum(2)
     log_prior = (states * np.log(pi) + (1 - states) * np.log1p(-pi)).sum(1)
     return states, log_prior - dim / 2 * np.log(2 * np.pi * sigma**2) - errors / (2 * sigma**2), errors, shares
+
+
+def every_output(states: Array, joints: Array, coefficients: Array, predictions: Array) -> dict[str, Array]:
+    """What a full posterior says about every point: from all states [S, H], log p(s, y_n) [N, S], the coefficients
+    E[c | s, y_n] [N, S, H] (0 where an atom is off) and the predictions E[y | s] [N, S, D]."""
+    evidence = log_sum(joints)
+    q = np.exp(joints - evidence[:, None])
+    return {
+        "probability": q,
+        "mean": np.einsum("ns,nsh->nh", q, coefficients),
+        "active": q @ (states != 0),
+        "reconstruction": np.einsum("ns,nsd->nd", q, predictions),
+        "log_likelihood": evidence,
+        "entropy": -(q * np.log(np.maximum(q, 1e-300))).sum(1),
+        "order": np.argsort(-q, axis=1, kind="stable"),
+    }
