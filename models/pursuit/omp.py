@@ -18,7 +18,7 @@ from ..kernels import native
 from ..kernels.omp import omp_rows
 from ..kernels.threads import on_threads
 from . import batched
-from .problem import BUDGET, Pursued, blocks, cpu_blocks, check_problem, energies, gram_matrix, joined, unit
+from .problem import BUDGET, Pursued, blocks, check_problem, cpu_blocks, energies, gram_matrix, joined, unit
 
 TRUSTED = 1e-4
 """Share of ‖x‖² below which ‖r‖², found by subtraction in float32, is not trusted."""
