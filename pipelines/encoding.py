@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,10 @@ def check(job: EncodeJob) -> EncodeJob:
         raise JobError(f"data={job.data!r} holds codes already; encoding needs a data set of rows")
     if job.out == job.data:
         raise JobError(f"out={job.out!r} is the data set itself; choose another place for the codes")
+    if job.build_coder() is not None and job.dictionary_is_file:
+        if not os.path.isfile(job.dictionary):
+            raise JobError(f"dictionary={job.dictionary!r}: there is no such file")
+        return job
     version = ArtifactStore(job.store, create=False).resolve(job.dictionary)
     return job.model_copy(update={"dictionary": version.ref})
 
@@ -95,8 +100,9 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
     rows = min(data.rows, DRY_ROWS)
     check_fits(found, data)
     x = torch.from_numpy(np.ascontiguousarray(data.read(0, rows))).to(found.model.torch_dtype)
+    params = found.model.prepare(found.params)
     begun = time.monotonic()
-    codes = found.model.encode(found.params, Batch(x))
+    codes = found.model.encode(params, Batch(x))
     speed = rows / max(time.monotonic() - begun, 1e-9)
     return {
         "data": data.uri,

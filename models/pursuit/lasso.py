@@ -104,8 +104,13 @@ def lasso(
             at, start = _entries(warm, rows, x)
             indices, values, status, error = lasso_rows(
                 *(x[rows] @ atoms, gram, energy[rows], lam, ridge),
-                nonnegative=nonnegative, tolerance=tolerance, sweeps=iterations,
-                path=path, most=most, warm=at, start=start,
+                nonnegative=nonnegative,
+                tolerance=tolerance,
+                sweeps=iterations,
+                path=path,
+                most=most,
+                warm=at,
+                start=start,
             )
             return _cut(Pursued(Codes(indices, values), status, error), width)
 
@@ -117,7 +122,9 @@ def lasso(
             at, start = _entries(warm, rows, x)
             a, reached, error = fista(
                 *(x[rows] @ atoms, gram, energy[rows], lam, ridge, Codes(at, start).dense(atoms.shape[1])),
-                nonnegative=nonnegative, tolerance=tolerance, iterations=iterations,
+                nonnegative=nonnegative,
+                tolerance=tolerance,
+                iterations=iterations,
             )
             status = torch.where(reached, int(Status.CONVERGED), int(Status.UNFINISHED))
             status[energy[rows] == 0] = Status.ZERO
