@@ -184,6 +184,10 @@ class Model(ABC):
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
         """New parameters from the statistics of all data. Deterministic: every worker computes the same."""
 
+    def prepare(self, params: Params) -> Params:
+        """`params` with what `encode` needs for every batch and is worth keeping."""
+        return params
+
     @abstractmethod
     def encode(self, params: Params, batch: Batch) -> Codes:
         """Sparse codes (or posterior means) of the rows under fixed parameters."""

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from .base import Model
 from .errors import ModelError
@@ -20,6 +20,9 @@ MODELS = {
     "mmca": "sparsefleet.models.truncated.maximal:MMCA",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
 }
+
+
+T = TypeVar("T")
 
 
 def load_model_class(name: str) -> type[Model]:
@@ -52,13 +55,21 @@ def make_model(name: str, settings: dict[str, Any]) -> Model:
     Raises:
         ModelError: an unknown setting (the nearest is suggested), a value of the wrong type or out of range.
     """
-    cls = load_model_class(name)
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    return configured("model", name, load_model_class(name), settings)
+
+
+def configured(kind: str, name: str, cls: type[T], settings: dict[str, Any]) -> T:
+    """The frozen dataclass `cls` with `settings`, checked; `kind` and `name` say in messages what it is.
+
+    Raises:
+        ModelError: an unknown setting (the nearest is suggested), a value of the wrong type or out of range.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ModelError(f"model {name!r} has no setting {key!r}; {hint}")
+            raise ModelError(f"{kind} {name!r} has no setting {key!r}; {hint}")
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -69,4 +80,4 @@ def make_model(name: str, settings: dict[str, Any]) -> Model:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, ModelError):
             raise ModelError(str(cause)) from None
-        raise ModelError(f"model {name!r}: {where}={first.get('input')!r}: {first['msg']}") from None
+        raise ModelError(f"{kind} {name!r}: {where}={first.get('input')!r}: {first['msg']}") from None

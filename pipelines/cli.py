@@ -23,6 +23,7 @@ SECTIONS = {
         "artifacts": "List, compare, move, export and check published versions.",
         "data": "Show or verify a data set.",
         "models": "List the models, or one model's settings.",
+        "coders": "List the coders, or one coder's settings.",
         "engines": "List the engines and whether they can run here.",
     },
     "Prefect": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,6 +74,10 @@ def check(job: EncodeJob) -> EncodeJob:
         raise JobError(f"data={job.data!r} holds codes already; encoding needs a data set of rows")
     if job.out == job.data:
         raise JobError(f"out={job.out!r} is the data set itself; choose another place for the codes")
+    if job.build_coder() is not None and job.dictionary_is_file:
+        if not os.path.isfile(job.dictionary):
+            raise JobError(f"dictionary={job.dictionary!r}: there is no such file")
+        return job
     version = ArtifactStore(job.store, create=False).resolve(job.dictionary)
     return job.model_copy(update={"dictionary": version.ref})
 
@@ -114,8 +119,9 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
     check_fits(found, data)
     check_complete(data, found.model)
     x = torch.from_numpy(np.ascontiguousarray(data.read(0, rows))).to(found.model.torch_dtype)
+    params = found.model.prepare(found.params)
     begun = time.monotonic()
-    codes = infer(found.model, found.params, Batch(x), job.wanted)
+    codes = infer(found.model, params, Batch(x), job.wanted)
     speed = rows / max(time.monotonic() - begun, 1e-9)
     return {
         "data": data.uri,

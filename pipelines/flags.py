@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import inspect
 import textwrap
@@ -124,6 +125,26 @@ def field_docs(cls: type) -> dict[str, str]:
                 value = text.value.value if isinstance(text.value, ast.Constant) else None
                 out[field.target.id] = " ".join(value.split()).rstrip(".") if isinstance(value, str) else ""
     return out
+
+
+def settings_of(cls: type, *, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The fields of a dataclass as plain values, for tables: name, type, default and help."""
+    docs = field_docs(cls)
+    own = [f for f in dataclasses.fields(cls) if f.name not in without]
+    return [
+        {
+            "name": f.name,
+            "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
+            "default": None if f.default is dataclasses.MISSING else f.default,
+            "help": docs.get(f.name, ""),
+        }
+        for f in own
+    ]
+
+
+def first_line(cls: type) -> str:
+    """What a class says it is."""
+    return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
 def _rank(name: str, field: FieldInfo) -> int:

@@ -19,8 +19,9 @@ def absolute(job: B) -> B:
     """`job` with every relative path in it made absolute; addresses with a scheme (s3://…) stay as they are."""
     values: dict[str, Any] = {n: getattr(job, n) for n in type(job).model_fields}
     changes: dict[str, Any] = {n: _absolute(values[n]) for n in ADDRESSES if values.get(n)}
-    if str(values.get("init") or "").endswith(".npz"):
-        changes["init"] = _absolute(values["init"])
+    for name in ("init", "dictionary"):
+        if str(values.get(name) or "").endswith((".npz", ".npy")):
+            changes[name] = _absolute(values[name])
     # A model of one's own is looked for beside the command; only a job that may need one says where that was.
     if "module_path" in values and ("dictionary" in values or values["module_path"] or ":" in values["model"]):
         changes["module_path"] = os.path.abspath(values["module_path"] or os.getcwd())

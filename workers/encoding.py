@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models import Batch, Model, Params, Wanted
+from ..models import Batch, Codes, Model, Params, Wanted
+from ..models.pursuit import Given, squared_errors
 from ..storage import Dataset, DatasetWriter, Shard, create_dataset, open_writer
 from .errors import JobError
 from .job import EncodeJob
@@ -22,8 +23,11 @@ class ShardEncoder:
         self._job, self._data, self._model = job, data, dictionary.model
         self._ref, self._snapshot = dictionary.ref, dictionary.snapshot
         self._device = device
-        self._params = {n: p.to(device) for n, p in dictionary.params.items()}
+        self._params = self._model.prepare({n: p.to(device) for n, p in dictionary.params.items()})
+        self.squares = [0.0, 0.0]
+        """Σ‖x - D a‖² and Σ‖x‖² of the rows coded so far, where a coder codes them; else zero."""
         dim = self._model.dictionary(self._params).shape[0]
+        self.note = f"; {self._model.note(self._params)}" if isinstance(self._model, Given) else ""
         if data.dim != dim:
             raise JobError(
                 f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"
@@ -44,6 +48,7 @@ class ShardEncoder:
                 "atoms": self._model.atoms,
                 "dictionary": self._ref,
                 "snapshot": self._snapshot,
+                **({"coder": self._job.coder, "coder_settings": self._job.coder_settings} if self._job.coder else {}),
                 "source": {"uri": self._data.uri, "fingerprint": self._data.fingerprint},
                 **self._asked(),
             },
@@ -78,6 +83,10 @@ class ShardEncoder:
         if keep is not None and keep < found["indices"].shape[1]:
             best = found["values"].abs().topk(keep, dim=1).indices
             found |= {name: found[name].gather(1, best) for name in ("indices", "values")}
+        if self._job.coder:
+            codes = Codes(found["indices"], found["values"])
+            self.squares[0] += float(squared_errors(x, self._params["W"], codes).double().sum())
+            self.squares[1] += float(x.double().square().sum())
         return {name: value.cpu().numpy() for name, value in found.items()}
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..models import OUTPUTS, Model, ModelError, Schedule, Wanted, make_model
+from ..models.pursuit import Coder, make_coder
 from .errors import JobError
 
 NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
@@ -193,8 +194,17 @@ _IDENTITY = {"name", "model", "atoms", "settings", "passes", "batch_rows", "sche
 class EncodeJob(Job):
     """Compute sparse codes of a data set under a published dictionary."""
 
-    dictionary: str = Field(min_length=1, description="the dictionary: NAME, NAME@VERSION or NAME@ALIAS")
+    dictionary: str = Field(
+        min_length=1,
+        description="the dictionary: NAME, NAME@VERSION or NAME@ALIAS; with a coder also a file .npy or .npz (W or D)",
+    )
     out: str = Field(min_length=1, description="URI of the data set of codes to write")
+    coder: str | None = Field(
+        None, description="how codes are found (see `sparsefleet coders`); by default the model's own inference"
+    )
+    coder_settings: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="the coder's settings, as in --set coder.nonzeros=10"
+    )
     keep: int | None = Field(
         None, ge=1, description="keep at most this many entries per row; by default what the model gives"
     )
@@ -245,6 +255,27 @@ class EncodeJob(Job):
         """What the model is asked for."""
         return Wanted(tuple(self.outputs), self.top_states, self.adaptive)
 
+    @property
+    def dictionary_is_file(self) -> bool:
+        """Whether the dictionary is a file, not a name in the store."""
+        return self.dictionary.endswith((".npy", ".npz"))
+
+    def build_coder(self) -> Coder | None:
+        """The configured coder; None for the model's own inference.
+
+        Raises:
+            JobError, ModelError: settings without a coder, a file without one, or as `make_coder`.
+        """
+        if self.coder is not None:
+            return make_coder(self.coder, self.coder_settings)
+        if self.coder_settings:
+            raise JobError(f"coder_settings={self.coder_settings}: say which coder they are for, as in --coder omp")
+        if self.dictionary_is_file:
+            raise JobError(
+                f"dictionary={self.dictionary!r}: a file has no inference of its own; choose a coder, as in --coder omp"
+            )
+        return None
+
 
 JOBS: dict[str, type[Job]] = {job.__name__: job for job in (LearnJob, EncodeJob)}
 """Kinds of job by class name, for what carries a job to another process."""
@@ -268,8 +299,8 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as err:
         raise JobError(f"--set {text!r}: {value!r} is not a YAML value") from err
-    if path[0] == "model" and len(path) > 1:
-        path[0] = "settings"
+    if len(path) > 1:
+        path[0] = {"model": "settings", "coder": "coder_settings"}.get(path[0], path[0])
     return SHORT.get(".".join(path), path), parsed
 
 

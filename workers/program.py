@@ -147,7 +147,7 @@ def encode(job: EncodeJob, comm: Communicator) -> Generator[Progress, None, None
     say = lambda kind, done, **more: Progress(  # noqa: E731
         kind=kind, step=done, steps=len(todo), seconds=time.monotonic() - begun, **more
     )
-    yield say("start", 0, message=f"{len(todo)} of {len(writer.shards())} shards to encode")
+    yield say("start", 0, message=f"{len(todo)} of {len(writer.shards())} shards to encode{encoder.note}")
     rows = entries = 0
     for i, shard in enumerate(mine):
         comm.check()
@@ -155,14 +155,17 @@ def encode(job: EncodeJob, comm: Communicator) -> Generator[Progress, None, None
         rows += shard.stop - shard.start
         rate = rows * comm.size / max(time.monotonic() - begun, 1e-9)
         yield say("step", min((i + 1) * comm.size, len(todo)), rows_per_second=rate)
-    counts = comm.allreduce(torch.tensor([rows, entries], dtype=torch.float64))
+    counts = comm.allreduce(torch.tensor([rows, entries, *encoder.squares], dtype=torch.float64))
     if comm.rank == 0:
         writer.finish()
     comm.barrier()
     metrics = {"rows": float(data.rows)}
     if counts[0] > 0:
         metrics["entries_per_row"] = float(counts[1] / counts[0])
+    if counts[3] > 0:
+        metrics["relative_error"] = float((counts[2] / counts[3]).sqrt())
     rate = float(counts[0]) / max(time.monotonic() - begun, 1e-9)
+    metrics["rows_per_second"] = rate
     yield say(
         "done", len(todo), rows_per_second=rate, metrics=metrics, result={"out": job.out, "dictionary": dictionary.ref}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from ..models import TRAINING, Model, ModelError, Params
+from ..models.pursuit import Coder, Given
 from ..storage import ArtifactStore, Dataset
 from ..storage.artifacts.export import SERIES
 from .errors import JobError
@@ -76,16 +78,25 @@ def initial_params(job: LearnJob, params: Params) -> Params:
 
 
 def load_dictionary(job: EncodeJob) -> Dictionary:
-    """The version that the job names, with its model as its card describes it and the job changes it.
+    """The version or file that the job names, with its model as its card describes it and the job changes it, or with
+    the job's coder.
 
     Raises:
-        JobError: the model cannot be changed like that.
+        JobError: a file that holds no dictionary, or a model that cannot be changed like that.
+        ModelError: atoms that are not finite.
     """
+    coder = job.build_coder()
+    if coder is not None and job.dictionary_is_file:
+        dictionary, digest = _dictionary_file(job.dictionary)
+        return _given(job, coder, job.dictionary, digest, dictionary)
     found = ArtifactStore(job.store, create=False).load(job.dictionary)
     made_by = LearnJob.parse(found.card["job"])
     if job.dtype:
         made_by = made_by.model_copy(update={"dtype": job.dtype})
     params = {n: torch.from_numpy(np.array(a)) for n, a in found.arrays.items()}
+    if coder is not None:
+        atoms = made_by.build_model().dictionary(params)
+        return _given(job, coder, found.version.ref, found.version.snapshot, atoms)
     model = _accepting(made_by, job) if job.missing else made_by.build_model()
     if job.sigma is not None:
         if "sigma" not in params:
@@ -100,6 +111,34 @@ def _accepting(made_by: LearnJob, job: EncodeJob) -> Model:
         raise JobError(f"missing=True: model {made_by.model!r} of {job.dictionary} needs complete rows")
     settings = {**made_by.settings, "missing": True}
     return made_by.model_copy(update={"settings": settings}).build_model()
+
+
+def _given(job: EncodeJob, coder: Coder, ref: str, snapshot: str, atoms: torch.Tensor) -> Dictionary:
+    dtype = job.dtype or ("float64" if atoms.dtype == torch.float64 else "float32")
+    model = Given(atoms=atoms.shape[1], dtype=dtype, coder=coder)
+    return Dictionary(ref, snapshot, model, {"W": atoms.to(model.torch_dtype).contiguous()})
+
+
+def _dictionary_file(path: str) -> tuple[torch.Tensor, str]:
+    """The atoms [D, H] that a file holds, and the SHA-256 of its content."""
+    try:
+        content = Path(path).read_bytes()
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        arrays = {"D": loaded} if isinstance(loaded, np.ndarray) else {n: loaded[n] for n in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        raise JobError(f"dictionary={path!r} cannot be read: {getattr(err, 'strerror', None) or err}") from err
+    name = next((n for n in ("W", "D") if n in arrays), None)
+    if name is None:
+        raise JobError(f"dictionary={path!r} has {sorted(arrays)}; it needs an array W or D [dimensions, atoms]")
+    atoms = arrays[name]
+    if atoms.ndim != 2 or 0 in atoms.shape or atoms.dtype.kind not in "fiu":
+        raise JobError(
+            f"dictionary={path!r}: {name} is {atoms.dtype} {atoms.shape}, not real numbers [dimensions, atoms]"
+        )
+    if not np.isfinite(atoms).all():
+        raise JobError(f"dictionary={path!r}: {name} holds NaN or infinite values")
+    wide = np.float64 if atoms.dtype.itemsize == 8 else np.float32
+    return torch.from_numpy(np.array(atoms, dtype=wide)), hashlib.sha256(content).hexdigest()
 
 
 def _is_file(init: str) -> bool:

@@ -19,11 +19,12 @@ from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
 @SUBMIT
 @JSON
 def command(**given: Any) -> None:
-    """Compute sparse codes of a data set under a published dictionary; writes indices and values, shard by shard.
+    """Compute sparse codes of a data set under a dictionary; writes indices and values, shard by shard.
 
     \b
     Example:
       sparsefleet encode --data data/patches.zarr --dictionary my-patches@best --out data/codes.zarr
+      sparsefleet encode --data data/patches.zarr --dictionary atoms.npz --coder omp --set coder.nonzeros=5 --out c.zarr
     """
     job = read_job(EncodeJob, given)
     if handed_on(job, given):

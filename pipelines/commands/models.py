@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import click
@@ -30,8 +29,9 @@ def command(name: str | None, as_json: bool) -> None:
 
 def _list(as_json: bool) -> None:
     from ...models import MODELS, load_model_class
+    from ..flags import first_line
 
-    found = {name: _first_line(load_model_class(name)) for name in MODELS}
+    found = {name: first_line(load_model_class(name)) for name in MODELS}
 
     def people() -> None:
         table(("model", "what it is"), list(found.items()))
@@ -42,15 +42,16 @@ def _list(as_json: bool) -> None:
 
 def _show(name: str, as_json: bool) -> None:
     from ...models import load_model_class
+    from ..flags import first_line, settings_of
     from ..paths import make_importable
 
     make_importable(None)
     cls = load_model_class(name)
     schedule = cls(atoms=100).schedule()
-    settings = _settings(cls)
+    settings = settings_of(cls, without=("atoms", "dtype"))
     facts: dict[str, Any] = {
         "name": name,
-        "about": _first_line(cls),
+        "about": first_line(cls),
         "settings": settings,
         "schedule": schedule.to_dict(),
     }
@@ -75,23 +76,3 @@ def _show(name: str, as_json: bool) -> None:
         )
 
     emit(facts, as_json, people)
-
-
-def _settings(cls: type) -> list[dict[str, Any]]:
-    from ..flags import field_docs
-
-    docs = field_docs(cls)
-    own = [f for f in dataclasses.fields(cls) if f.name not in ("atoms", "dtype")]
-    return [
-        {
-            "name": f.name,
-            "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
-            "default": None if f.default is dataclasses.MISSING else f.default,
-            "help": docs.get(f.name, ""),
-        }
-        for f in own
-    ]
-
-
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().partition("\n")[0]

@@ -1,0 +1,28 @@
+"""Sparse coding with a given dictionary: greedy pursuits, thresholding, lasso."""
+
+from .coders import CODERS, Coder, load_coder_class, make_coder
+from .given import Given
+from .iht import iht
+from .lasso import lasso
+from .omp import batch_omp
+from .problem import Pursued, Status, gram_matrix, reconstruct, squared_errors
+from .staged import staged
+from .threshold import threshold
+
+__all__ = [
+    "CODERS",
+    "Coder",
+    "Given",
+    "Pursued",
+    "Status",
+    "batch_omp",
+    "gram_matrix",
+    "iht",
+    "lasso",
+    "load_coder_class",
+    "make_coder",
+    "reconstruct",
+    "squared_errors",
+    "staged",
+    "threshold",
+]
