@@ -41,6 +41,8 @@ class FieldFit:
     """Cycles per pixel of the Gabor function."""
     orientation: float
     """Of the Gabor function's wave vector, radians in [0, π)."""
+    fitted: Array
+    """[height, width] the better fit, at the field's scale."""
 
     @property
     def globular(self) -> bool:
@@ -60,14 +62,18 @@ def fit_field(field: NDArray[np.floating]) -> FieldFit:
         raise ModelError(f"a field of shape {list(picture.shape)} cannot be fitted: at least 4 × 4 finite numbers")
     energy = float(np.square(picture).sum())
     if energy <= 0:
-        return FieldFit("none", 0.0, 0.0, 0.0, 0.0)
+        return FieldFit("none", 0.0, 0.0, 0.0, 0.0, np.zeros_like(picture))
     y, x = np.indices(picture.shape).reshape(2, -1).astype(np.float64)
     target = picture.reshape(-1) / np.sqrt(energy)
     side = float(max(picture.shape))
-    gabor, found = _best(target, lambda p: _gabor(p, x, y), _gabor_starts(picture), _gabor_bounds(picture.shape, side))
-    dog, _ = _best(target, lambda p: _dog(p, x, y), _dog_starts(picture), _dog_bounds(picture.shape, side))
+    gabor_at = lambda p: _gabor(p, x, y)  # noqa: E731
+    dog_at = lambda p: _dog(p, x, y)  # noqa: E731
+    gabor, found = _best(target, gabor_at, _gabor_starts(picture), _gabor_bounds(picture.shape, side))
+    dog, centred = _best(target, dog_at, _dog_starts(picture), _dog_bounds(picture.shape, side))
     turn = float(np.mod(found[2] + (np.pi if found[5] < 0 else 0), np.pi))
-    return FieldFit("dog" if dog > gabor else "gabor", gabor, dog, abs(float(found[5])), turn)
+    pair = dog_at(centred) if dog > gabor else gabor_at(found)
+    fitted = (np.sqrt(energy) * (target - _residual(target, pair))).reshape(picture.shape)
+    return FieldFit("dog" if dog > gabor else "gabor", gabor, dog, abs(float(found[5])), turn, fitted)
 
 
 def _gabor(p: Array, x: Array, y: Array) -> tuple[Array, Array]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @job_flags(LearnJob)
 @click.option("--recipe", metavar="NAME", help="Take data, job and expectations from this recipe; flags override it.")
 @click.option("--picture", type=click.Path(), help="Also write the picture of the atoms to this PNG file.")
+@click.option("--figures", type=click.Path(), help="Also write all pictures, a recipe's too, into this folder.")
 @DRY_RUN
 @FLOW
 @SUBMIT
@@ -126,6 +127,10 @@ def _finish(job: LearnJob, result: LearnResult, given: Mapping[str, Any], outcom
     if picture and "atoms.png" in result.figures:
         Path(picture).parent.mkdir(parents=True, exist_ok=True)
         Path(picture).write_bytes(result.figures["atoms.png"])
+    if given["figures"]:
+        Path(given["figures"]).mkdir(parents=True, exist_ok=True)
+        for name, png in (result.figures | (outcome.figures if outcome else {})).items():
+            (Path(given["figures"]) / name).write_bytes(png)
     found = result.to_dict() | {"picture": picture} | ({"outcome": outcome.to_dict()} if outcome else {})
     emit(found, given["as_json"], lambda: _show(job, result, picture, outcome))
 

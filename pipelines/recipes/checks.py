@@ -1,4 +1,4 @@
-"""What came out of a recipe, measured: numbers by name, and one sentence.
+"""What came out of a recipe, measured: numbers by name, one sentence, pictures.
 
 Shapes: N rows, D observed, H atoms.
 """
@@ -23,9 +23,13 @@ from ...workers.job import LearnJob
 from ..errors import PipelineError
 from ..fields import receptive_fields, usage_of_codes
 from ..learning import LearnResult
+from ..report import can_plot, fits_picture, usage_picture
+from ..reporter import metrics_line
 from .recipe import Recipe
 
 BATCH = 4096
+EXAMPLES = 12
+"""Fields of each kind in the picture, the most used ones."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Outcome:
     values: dict[str, float]
     unmet: list[str]
     """Expectations that do not hold, one sentence each."""
+    figures: dict[str, bytes]
+    """PNG pictures by file name."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -58,7 +64,16 @@ class Learned:
         return self.model.dictionary(self.params).double().numpy()
 
 
-Check = Callable[[Learned], tuple[dict[str, float], str]]
+@dataclass(frozen=True)
+class Found:
+    """What a check measured, one sentence about it, and pictures by file name."""
+
+    values: dict[str, float]
+    sentence: str
+    figures: dict[str, bytes]
+
+
+Check = Callable[[Learned], Found]
 
 
 def measure(recipe: Recipe, job: LearnJob, result: LearnResult) -> Outcome:
@@ -73,10 +88,10 @@ def measure(recipe: Recipe, job: LearnJob, result: LearnResult) -> Outcome:
     arrays = ArtifactStore(job.store, create=False).load(result.ref).arrays
     params = {n: torch.from_numpy(np.array(a)) for n, a in arrays.items()}
     learned = Learned(job, job.build_model(), params, open_dataset(job.data), result.fit.metrics)
-    values, sentence = CHECKS[recipe.check](learned)
-    values = {**result.fit.metrics, **values}
+    found = CHECKS[recipe.check](learned)
+    values = {**result.fit.metrics, **found.values}
     unmet = [_unmet(name, values.get(name), *bounds) for name, bounds in recipe.expect.items()]
-    return Outcome(sentence, values, [text for text in unmet if text])
+    return Outcome(found.sentence, values, [text for text in unmet if text], found.figures)
 
 
 def _unmet(name: str, value: float | None, low: float, high: float) -> str:
@@ -85,15 +100,15 @@ def _unmet(name: str, value: float | None, low: float, high: float) -> str:
     return "" if low <= value <= high else f"{name} is {value:.4g}, expected {low:g} to {high:g}"
 
 
-def metrics(learned: Learned) -> tuple[dict[str, float], str]:
+def metrics(learned: Learned) -> Found:
     """The run's own metrics, nothing more."""
-    return {}, ", ".join(f"{name} {value:.4g}" for name, value in list(learned.metrics.items())[:5])
+    return Found({}, metrics_line(learned.metrics), {})
 
 
 # -- generated data: the truth is known ------------------------------------------------------------------------------
 
 
-def recovery(learned: Learned) -> tuple[dict[str, float], str]:
+def recovery(learned: Learned) -> Found:
     """Are all true atoms found, and are prior and noise those of the data?"""
     source, truth, data = _source(learned.data), learned.data.side(TRUTH), learned.data
     if source is None or truth is None:
@@ -126,7 +141,7 @@ def recovery(learned: Learned) -> tuple[dict[str, float], str]:
     if slab:
         values["power_error"] = _power_error(learned.params, source, truth, found.partners)
         said += f", slab power off by {values['power_error']:.1%}"
-    return values, said
+    return Found(values, said, {})
 
 
 def free_energy(model: Model, params: Params, data: Dataset) -> float:
@@ -203,29 +218,41 @@ def _list(values: NDArray[np.float64]) -> str:
 # -- natural data: what do the atoms look like? -----------------------------------------------------------------------
 
 
-def fields(learned: Learned) -> tuple[dict[str, float], str]:
+def fields(learned: Learned) -> Found:
     """Which share of the receptive fields is globular, how well the fits explain them, how many atoms are used."""
     shape = learned.data.patch_shape
     if shape is None or len(shape) != 2:
         raise PipelineError(f"{learned.data.uri} holds no grey patches: the check 'fields' needs pictures")
     usage = usage_of_codes(learned.model, learned.params, learned.data)
-    values = _usage_values(usage)
-    fits = [fit_field(f) for f, used in zip(receptive_fields(learned.data, learned.atoms), usage) if used]
+    seen = receptive_fields(learned.data, learned.atoms)
+    order = [h for h in np.argsort(-usage, kind="stable") if usage[h] > 0]
+    fits = {h: fit_field(seen[h]) for h in order}
+    values, figures = _usage_values(usage), _usage_figure(usage)
     if fits:
-        values["globular_share"] = float(np.mean([fit.globular for fit in fits]))
-        values["fit_share"] = float(np.mean([max(fit.gabor, fit.dog) for fit in fits]))
+        values["globular_share"] = float(np.mean([fit.globular for fit in fits.values()]))
+        values["fit_share"] = float(np.mean([max(fit.gabor, fit.dog) for fit in fits.values()]))
+        shown = [[h for h in order if fits[h].globular is globular][:EXAMPLES] for globular in (False, True)]
+        chosen = [*shown[0], *shown[1]]
+        figures["fields.png"] = fits_picture(seen[chosen], np.stack([fits[h].fitted for h in chosen]))
     globular, explained = (values.get(name, float("nan")) for name in ("globular_share", "fit_share"))
-    return values, (
+    return Found(
+        values,
         f"{values['used_atoms']:.0f} of {len(usage)} atoms in use, {globular:.1%} of them globular, the others "
-        f"Gabor-like (the better fit explains {explained:.0%} of a field); {_sparsity(learned)}"
+        f"Gabor-like (the better fit explains {explained:.0%} of a field); {_sparsity(learned)}",
+        figures,
     )
 
 
-def usage(learned: Learned) -> tuple[dict[str, float], str]:
+def usage(learned: Learned) -> Found:
     """How evenly the atoms are used."""
     found = usage_of_codes(learned.model, learned.params, learned.data)
     values = _usage_values(found)
-    return values, f"{values['used_atoms']:.0f} of {len(found)} atoms in use; {_sparsity(learned)}"
+    said = f"{values['used_atoms']:.0f} of {len(found)} atoms in use; {_sparsity(learned)}"
+    return Found(values, said, _usage_figure(found))
+
+
+def _usage_figure(found: NDArray[np.float64]) -> dict[str, bytes]:
+    return {"usage.png": usage_picture(found)} if can_plot() else {}
 
 
 def _usage_values(found: NDArray[np.float64]) -> dict[str, float]:

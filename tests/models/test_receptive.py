@@ -33,6 +33,7 @@ def test_gabor_functions(frequency, angle):
     assert fit.frequency == pytest.approx(frequency, abs=1e-3)
     assert min(abs(fit.orientation - angle), np.pi - abs(fit.orientation - angle)) < 0.01
     assert not fit.globular
+    np.testing.assert_allclose(fit.fitted, gabor(frequency, angle), atol=0.02)
 
 
 @pytest.mark.parametrize("width", [0.9, 1.6])

@@ -1,8 +1,11 @@
 """Checks measure what is there: with the true parameters nothing is wrong."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sparsefleet.models import make_model
 from sparsefleet.pipelines.errors import PipelineError
 from sparsefleet.pipelines.recipes.checks import Learned, fields, recovery, usage
@@ -36,8 +39,9 @@ def learned(tmp_path, model: str, order: np.ndarray, extra: int = 0) -> Learned:
 
 @pytest.mark.parametrize("model", CASES)
 def test_the_truth_is_recovered(tmp_path, model):
-    values, said = recovery(learned(tmp_path, model, np.random.default_rng(0).permutation(10)))
-    assert said.startswith("10 of 10 true atoms found")
+    found = recovery(learned(tmp_path, model, np.random.default_rng(0).permutation(10)))
+    values = found.values
+    assert found.sentence.startswith("10 of 10 true atoms found")
     assert values["found"] == 10
     assert values["atoms_error"] == pytest.approx(0, abs=1e-12)
     assert values["sigma_error"] == 0
@@ -48,20 +52,27 @@ def test_the_truth_is_recovered(tmp_path, model):
 
 
 def test_surplus_atoms_are_counted(tmp_path):
-    values, said = recovery(learned(tmp_path, "bsc", np.arange(13), extra=3))
+    found = recovery(learned(tmp_path, "bsc", np.arange(13), extra=3))
+    values = found.values
     assert values["found"] == 10
     assert values["surplus"] == 3
     assert values["surplus_usage"] < 0.2
-    assert "the other 3 atoms" in said
+    assert "the other 3 atoms" in found.sentence
 
 
 def test_fields_of_bars_are_no_blobs(tmp_path):
-    values, said = fields(learned(tmp_path, "bsc", np.arange(10)))
-    assert values["used_atoms"] == 10
-    assert values["globular_share"] < 0.3
-    assert "10 of 10 atoms in use" in said
-    assert usage(learned_again := learned(tmp_path / "x", "bsc", np.arange(10)))[0]["used_atoms"] == 10
-    assert learned_again.metrics["sigma"] == 2
+    found = fields(learned(tmp_path, "bsc", np.arange(10)))
+    assert found.values["used_atoms"] == 10
+    assert found.values["globular_share"] < 0.3
+    assert "10 of 10 atoms in use" in found.sentence
+    assert set(found.figures) == {"usage.png", "fields.png"}
+    assert all(Image.open(io.BytesIO(png)).size[0] > 50 for png in found.figures.values())
+
+
+def test_usage_is_that_of_the_codes(tmp_path):
+    found = usage(learned(tmp_path, "bsc", np.arange(10)))
+    assert found.values["used_atoms"] == 10
+    assert found.values["median_usage"] == pytest.approx(0.2, abs=0.05)
 
 
 def test_data_without_truth_is_refused(tmp_path, bars):
