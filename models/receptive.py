@@ -23,7 +23,7 @@ from .errors import ModelError
 
 Array = NDArray[np.float64]
 Basis = Callable[[Array], tuple[Array, Array]]
-EVALUATIONS = 60
+EVALUATIONS = 20
 """At most so many steps from each start."""
 
 
