@@ -19,6 +19,8 @@ kernels = Extension(
         "-fvisibility=hidden",
         "-fno-math-errno",
         "-fno-trapping-math",
+        # Vectors wider than the base instruction set are only passed to functions that are compiled in place.
+        "-Wno-psabi",
     ],
     extra_link_args=["-fopenmp"],
     py_limited_api=True,

@@ -1,44 +1,14 @@
 // Selection along rows.
 #include "native.h"
+#include "selection.h"
 
 namespace {
 
-// The k largest of u[0 … width), largest first, lower index first among equals.
-// `least` is the smallest kept so far: whole blocks that hold nothing larger are passed over.
-template <class T>
-INLINE void top_k_row(const T* u, int64_t width, int64_t k, T* values, int64_t* indices) {
-    constexpr int64_t block = 16;
-    int64_t held = 0;
-    auto insert = [&](T value, int64_t index) __attribute__((always_inline)) {
-        int64_t at = held < k ? held++ : k - 1;
-        while (at > 0 && values[at - 1] < value) {
-            values[at] = values[at - 1];
-            indices[at] = indices[at - 1];
-            at--;
-        }
-        values[at] = value;
-        indices[at] = index;
-    };
-    int64_t i = 0;
-    for (; i < width && held < k; i++) insert(u[i], i);
-    for (; i + block <= width; i += block) {
-        const T least = values[k - 1];
-        int larger = 0;
-#pragma omp simd reduction(| : larger)
-        for (int64_t j = 0; j < block; j++) larger |= u[i + j] > least;
-        if (larger)
-            for (int64_t j = 0; j < block; j++)
-                if (u[i + j] > values[k - 1]) insert(u[i + j], i + j);
-    }
-    for (; i < width; i++)
-        if (u[i] > values[k - 1]) insert(u[i], i);
-}
-
-#define DEFINE(T, SUFFIX)                                                                                            \
+#define DEFINE(T, SUFFIX)                                                       \
     EVERY_PROCESSOR void top_k_rows_##SUFFIX(const T* u, int64_t first, int64_t last, int64_t width, int64_t k,      \
-                                             T* values, int64_t* indices) {                                          \
-        for (int64_t n = first; n < last; n++)                                                                       \
-            top_k_row(u + n * width, width, k, values + n * k, indices + n * k);                                     \
+                                             T* values, int64_t* indices) {     \
+        for (int64_t n = first; n < last; n++)                                  \
+            sparsefleet::top_k_row(u + n * width, width, k, values + n * k, indices + n * k);                        \
     }
 DEFINE(float, f32)
 DEFINE(double, f64)
@@ -46,13 +16,13 @@ DEFINE(double, f64)
 
 }  // namespace
 
-#define DEFINE(T, SUFFIX)                                                                                            \
+#define DEFINE(T, SUFFIX)                                                       \
     EXPORT int64_t top_k_##SUFFIX(const T* u, int64_t rows, int64_t width, int64_t k, T* values, int64_t* indices,   \
-                                  int64_t threads) {                                                                 \
+                                  int64_t threads) {                            \
         sparsefleet::for_rows(rows, 256, threads, [&](int64_t first, int64_t last) {                                 \
-            top_k_rows_##SUFFIX(u, first, last, width, k, values, indices);                                          \
-        });                                                                                                          \
-        return 0;                                                                                                    \
+            top_k_rows_##SUFFIX(u, first, last, width, k, values, indices);     \
+        });                                                                     \
+        return 0;                                                               \
     }
 DEFINE(float, f32)
 DEFINE(double, f64)

@@ -27,8 +27,11 @@ from torch import Tensor
 
 from ..base import Batch, Params, Probe, Stats
 from ..errors import ModelError
+from ..kernels import native
 from ..schedule import Stage
-from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .expectation import Truncated, cuts, normalise, solve, temperatures, too_large
+from .fused import posterior_rows, working_bytes
+from .gram import gram_of
 from .states import StateTable, state_table
 
 
@@ -127,12 +130,13 @@ class Linear(Truncated):
         `candidates` [n, H'] int64 are used where given, instead of choosing them.
         """
         x = self._centred(params, x)
-        weights, sigma = params["W"].to(x.dtype), float(params["sigma"])
+        sigma = float(params["sigma"])
+        weights, gram = gram_of(params["W"], x.dtype)
         scores = x @ weights
         if too_large(scores, max(abs(v) for v in self.support) / sigma**2):
             return self.posterior(params, x.double() + self._shift(params), stage, candidates)
         beta, heat = temperatures(stage, self.anneal_prior)
-        gram = (weights.T @ weights) / sigma**2
+        gram = gram / sigma**2
         odds, log_zero = self.log_prior(params)
         odds = odds.to(x.dtype)
         chosen = self._choose(scores, gram.diagonal(), odds, sigma) if candidates is None else candidates
@@ -212,10 +216,14 @@ class Linear(Truncated):
 
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
+        if native.usable(x):
+            return posterior_rows(self, params, self._centred(params, x), stage, moments=False).log_z
         return self.posterior(params, x, stage).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H]."""
+        if native.usable(x):
+            return posterior_rows(self, params, self._centred(params, x), None).mean
         return self.moments(self.posterior(params, x))[0]
 
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> LinearStats:
@@ -223,6 +231,8 @@ class Linear(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
+        if native.usable(batch.x):
+            return self._fused(params, batch, stage)
         q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
         mean, pair, value = self.moments(q)
         use = self.used(q.log_z, batch, stage)
@@ -245,6 +255,28 @@ class Linear(Truncated):
             used=use.sum().double(),
             log_evidence=q.log_evidence.sum(),
             rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=mean.device),
+        )
+
+    def _fused(self, params: Params, batch: Batch, stage: Stage) -> LinearStats:
+        """`statistics` through the compiled kernel."""
+        x = self._centred(params, batch.x)
+        use = None
+        if cuts(stage):
+            log_z = batch.memo.get("log_z")
+            use = self.used(self.log_z(params, batch.x, stage) if log_z is None else log_z, batch, stage)
+        q = posterior_rows(self, params, x, stage, candidates=batch.memo.get("candidates"), use=use)
+        everything = torch.ones(len(x), dtype=torch.float64) if use is None else use.double()
+        levels = q.counts.new_tensor(self.support)
+        return LinearStats(
+            ys=(x.T @ q.mean).double(),
+            y=x.double().T @ everything if self.offset else q.counts.new_zeros(x.shape[1]),
+            ss=q.pairs + q.pairs.T + torch.diag(levels.square() @ q.counts),
+            s=levels @ q.counts,
+            counts=q.counts,
+            yy=q.square @ everything,
+            used=everything.sum(),
+            log_evidence=q.log_evidence.sum(),
+            rows=torch.tensor(float(len(x)), dtype=torch.float64),
         )
 
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
@@ -294,8 +326,10 @@ class Linear(Truncated):
         """P(s_h ≠ 0), [] or [H]."""
 
     def memory(self, rows: int, dim: int) -> int:
-        """Rows, scores and joints of one batch, and parameters and statistics in float64."""
+        """Rows and means of one batch (without the kernel also joints), parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
+        if native.library() is not None:
+            return working_bytes(self, rows, dim, item) + 8 * (7 * dim * self.atoms + 9 * self.atoms**2)
         multi, pairs = self.multi_states, self.candidates * (self.candidates + 1) // 2
         columns = self.levels * self.candidates + pairs
         per_row = dim * (item + 16) + ((1 + 5 * self.levels) * self.atoms + 4 * multi + 6 * columns) * item + 16 * pairs
