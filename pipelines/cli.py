@@ -13,7 +13,7 @@ import click
 
 SECTIONS = {
     "Work": {
-        "ingest": "Turn photographs or arrays into a data set.",
+        "ingest": "Turn photographs, arrays or sounds into a data set.",
         "learn": "Learn a dictionary from a data set and publish a version of it.",
         "encode": "Compute sparse codes of a data set under a dictionary.",
         "denoise": "Take noise from a photograph, or fill its missing pixels.",
@@ -24,6 +24,7 @@ SECTIONS = {
         "data": "Show or verify a data set.",
         "models": "List the models, or one model's settings.",
         "coders": "List the coders, or one coder's settings.",
+        "recipes": "List the recipes: experiments by name.",
         "engines": "List the engines and whether they can run here.",
     },
     "Prefect": {
