@@ -1,4 +1,4 @@
-"""ODL-FW (reconstructed) on streams: recovery of an orthogonal dictionary, its schedules, and a dictionary that changes.
+"""ODL-FW (reconstructed) on streams: recovery of an orthogonal dictionary, schedules, a dictionary that changes.
 
     python benchmarks/orthogonal_online.py [--seeds 5]
 

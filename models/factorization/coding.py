@@ -18,10 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import TRAINING, Batch, Codes, Model, Params, Probe, Stats
+from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
-from ..kernels import top_k
-from ..pursuit import batch_omp, lasso
+from ..pursuit import batch_omp, lasso, threshold
 from ..schedule import Stage
 from . import replacement
 from .replacement import LEVEL, REPLACED
@@ -95,7 +94,9 @@ class Coded(Model):
         if changed:
             LOG.warning("%d of %d given atoms did not have norm 1 and were normalised", changed, len(given))
         if not bool(good.all()):
-            LOG.warning("%d of %d given atoms are zero; rows of the data stand in for them", int((~good).sum()), len(given))
+            LOG.warning(
+                "%d of %d given atoms are zero; rows of the data stand in for them", int((~good).sum()), len(given)
+            )
         return torch.where(good[:, None], units.to(own.dtype), own)
 
     # -- codes -----------------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ class Coded(Model):
         """Codes of the rows `x` [n, D] under `atoms` [H, D], in the dtype of `x`."""
         atoms = atoms.to(x.dtype)
         if self.coder == "threshold":
-            return largest(x @ atoms.T, min(self.nonzeros, len(atoms)))
+            return threshold(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
         if self.coder == "lasso":
             return lasso(x, atoms.T, self.penalty, nonnegative=self.nonnegative, tolerance=self.tolerance).codes
         return batch_omp(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
@@ -203,18 +204,15 @@ class Coded(Model):
         return 2.0 * dim * self.atoms + float(k * k * self.atoms) + 4.0 * dim * k
 
 
-def largest(scores: Tensor, nonzeros: int) -> Codes:
-    """Codes that keep the `nonzeros` largest |scores| [n, H] of each row, lower index first among equals."""
-    strength, indices = top_k(scores.abs(), nonzeros)
-    none = strength == 0
-    return Codes(indices.masked_fill(none, -1).int(), scores.gather(1, indices).masked_fill(none, 0))
-
-
 def extended(kind: type[CodingSums], common: CodingSums, *more: Tensor) -> CodingSums:
     """`kind` with the fields of `common` and its own."""
     return kind(
-        common.counts, common.energy, common.error, common.magnitude, common.rows, common.errors, common.candidates, *more
+        common.counts,
+        common.energy,
+        common.error,
+        common.magnitude,
+        common.rows,
+        common.errors,
+        common.candidates,
+        *more,
     )
-
-
-__all__ = ["ATOMS", "TRAINING", "Coded", "extended", "largest"]

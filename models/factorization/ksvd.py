@@ -1,5 +1,5 @@
-"""Approximate K-SVD in the form that adds: one power step for every atom at once (Rubinstein, Zibulevsky, Elad, Technion
-CS-2008-08; Irofti, Dumitrescu, parallel AK-SVD, 2014).
+"""Approximate K-SVD in the form that adds: one power step for every atom at once (Rubinstein, Zibulevsky, Elad,
+Technion CS-2008-08; Irofti, Dumitrescu, parallel AK-SVD, 2014).
 
 With the residual R = X - Dᵀa and an atom's coefficients a_j, the first power step of K-SVD turns atom j into
 d_j + Σ a_j r / Σ a_j², normalised. Done for all atoms from the same residual it needs one sum of H D numbers instead

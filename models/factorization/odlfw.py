@@ -1,5 +1,5 @@
-"""Online orthogonal dictionary learning by Frank–Wolfe steps (after Xue, Lau, Online Orthogonal Dictionary Learning Based
-on Frank-Wolfe Method, arXiv 2103.01484) – a reconstruction.
+"""Online orthogonal dictionary learning by Frank–Wolfe steps (after Xue, Lau, Online Orthogonal Dictionary Learning
+Based on Frank-Wolfe Method, arXiv 2103.01484) – a reconstruction.
 
 Known from the paper's abstract and introduction: rows y = D°x of an orthogonal D° stream by, none is kept, the
 orthogonality is relaxed, and the steps are Frank–Wolfe's, with rate O(ln t / t^¼). Objective and schedules are
@@ -25,12 +25,13 @@ from torch import Tensor
 
 from ..base import TRAINING, Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
+from ..pursuit import threshold
 from ..schedule import Schedule, Stage
-from .coding import largest
 from .steps import polar
 
 ITERATE, SECOND = "iterate", "second_moment"
 GRADIENT, SEEN = f"{TRAINING}gradient", f"{TRAINING}rows"
+STILL = 1e-6
 STEPS = {
     "early": (lambda t: 2 / (t + 2) ** 0.75, lambda t: 4 / (t + 8) ** 0.5),
     "late": (lambda t: t**-0.75, lambda t: t**-0.5),
@@ -123,15 +124,15 @@ class ODLFW(Model):
         y = self._whitened(params, batch.x)
         z = y @ params[ITERATE].to(y.dtype).T
         slope = z * z.abs() if self.p == 3 else z**3
-        kept = largest(z, self.nonzeros)
+        kept = z.abs().topk(self.nonzeros, dim=1).values.double()
         wide = batch.x.double()
         return PowerSums(
             slope=slope.double().T @ y.double(),
             powers=z.double().abs().pow(self.p).sum(),
             second=wide.T @ wide if self.whiten else wide.new_zeros(0),
-            explained=kept.values.double().square().sum(),
+            explained=kept.square().sum(),
             energy=y.double().square().sum(),
-            entries=(kept.indices >= 0).sum().double(),
+            entries=(kept > 0).sum().double(),
             rows=wide.new_tensor(float(len(wide))),
         )
 
@@ -143,7 +144,10 @@ class ODLFW(Model):
             return params
         gamma, rho = self._lengths(stage)
         gradient = torch.lerp(params[GRADIENT], -self.p / rows * stats.slope, rho)
-        new = {**params, GRADIENT: gradient, ITERATE: torch.lerp(params[ITERATE], -polar(gradient), gamma)}
+        # Directions that no row has touched yet stay where they are, instead of where rounding turns them.
+        weight = STILL * float(torch.linalg.matrix_norm(gradient)) / self.atoms**0.5
+        target = -polar(gradient - weight * params[ITERATE])
+        new = {**params, GRADIENT: gradient, ITERATE: torch.lerp(params[ITERATE], target, gamma)}
         if self.whiten:
             seen = params[SEEN] + stats.rows
             share = float(stats.rows / seen)
@@ -153,7 +157,7 @@ class ODLFW(Model):
     def encode(self, params: Params, batch: Batch) -> Codes:
         """The largest entries of polar(D) y."""
         y = self._whitened(params, batch.x)
-        return largest(y @ polar(params[ITERATE]).to(y.dtype).T, self.nonzeros)
+        return threshold(y, polar(params[ITERATE]).to(y.dtype).T, nonzeros=self.nonzeros).codes
 
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
         """Means over the update's rows, at the iterate.

@@ -106,8 +106,9 @@ def replace(
 ) -> tuple[Tensor, Tensor]:
     """`atoms` [H, D] float64 with bad ones replaced by candidates, worst represented first; and which were, [H] bool.
 
-    At most a tenth of the atoms in one round, the least used first; `nonnegative` ones get the positive part of a row. A candidate must keep |cosine| <= 0.9 with all
-    atoms that stay and with the other new ones; where candidates run out, atoms stay bad until the next round.
+    At most a tenth of the atoms in one round, the least used first; `nonnegative` ones get the positive part of a row.
+    A candidate must keep |cosine| <= 0.9 with all atoms that stay and with the other new ones; where candidates run
+    out, atoms stay bad until the next round.
     """
     replaced = torch.zeros_like(bad)
     places = bad.nonzero().flatten()

@@ -53,6 +53,9 @@ def sweep_block(
         atoms: [b, D] float64, contiguous; holds the result.
         moments: [b, b] float64, contiguous.
         residual: [b, D] float64, contiguous: Σ a_j (x - D a)ᵀ before; overwritten.
+        ball: Whether atoms may be shorter than 1.
+        nonnegative: Whether negative entries are cut to 0.
+        least: Of an atom's weight.
     """
     if native.usable(atoms, moments, residual):
         sizes = atoms.shape[0], atoms.shape[1]

@@ -31,7 +31,7 @@ CASES = [
     Case("mmca", {"h_prime": 4, "gamma": 4, "superposition": "smooth"}),
     Case("mod", {"nonzeros": 3}),
     Case("ksvd", {"nonzeros": 3}),
-    Case("online", {"penalty": 0.3}),
+    Case("online", {"penalty": 0.3, "tolerance": 1e-12}),
     Case("procrustes", {"atoms": DIM, "nonzeros": 3}),
     Case("odlfw", {"atoms": DIM, "nonzeros": 3}),
     Case("topk", {"k": 3}),
