@@ -135,6 +135,23 @@ class Model(ABC):
     def init(self, probe: Probe, generator: torch.Generator) -> Params:
         """Start values. Draws only from `generator`, so that every worker gets the same."""
 
+    def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
+        """A start value that a user gives, in the shape of the model's own; one number stands for all entries.
+
+        Args:
+            name: of the parameter.
+            given: finite numbers, float64.
+            own: the parameter as `init` makes it.
+
+        Raises:
+            ModelError: it has another shape, or values that this parameter cannot have.
+        """
+        if given.numel() == 1 and own.ndim < 2:
+            given = given.reshape(()).expand(own.shape)
+        if given.shape != own.shape:
+            raise ModelError(f"{name} has shape {tuple(given.shape)}, but this model needs {tuple(own.shape)}")
+        return given.to(own.dtype, copy=True)
+
     def survey(self, params: Params, batch: Batch, stage: Stage) -> Stats:
         """A small preliminary statistic over the data (a histogram, …), reduced before `statistics` is called.
 

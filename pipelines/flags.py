@@ -138,6 +138,7 @@ def _what(cls: type[BaseModel], name: str) -> str:
 def _option(name: str, field: FieldInfo, text: str, bare: str | None) -> Command | None:
     kind = _plain(field.annotation)
     flag = f"--{name.replace('_', '-')}"
+    also = [f"--{other}" for other in _extra(field, "also")]
     settings: dict[str, Any] = {"help": _sentence(field, text), "default": None}
     if get_origin(kind) is dict:
         return None
@@ -147,7 +148,7 @@ def _option(name: str, field: FieldInfo, text: str, bare: str | None) -> Command
         return click.option(flag, multiple=True, metavar="TEXT", help=settings["help"] + " (may be repeated)")
     if bare is not None:
         settings |= {"is_flag": False, "flag_value": bare}
-    return click.option(flag, type=_type(kind, field), **settings)
+    return click.option(flag, *also, name, type=_type(kind, field), **settings)
 
 
 def _plain(annotation: Any) -> Any:
@@ -161,13 +162,18 @@ def _plain(annotation: Any) -> Any:
 
 
 def _type(kind: Any, field: FieldInfo) -> Any:
-    extra = field.json_schema_extra
     if get_origin(kind) is Literal:
         return click.Choice([str(a) for a in get_args(kind)])
-    choices = extra.get("enum") if isinstance(extra, dict) else None
-    if isinstance(choices, list):
-        return click.Choice([str(choice) for choice in choices])
+    if choices := _extra(field, "enum"):
+        return click.Choice(choices)
     return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING)
+
+
+def _extra(field: FieldInfo, key: str) -> list[str]:
+    """The words that a field's schema lists under `key`."""
+    extra = field.json_schema_extra
+    found = extra.get(key) if isinstance(extra, dict) else None
+    return [str(word) for word in found] if isinstance(found, list) else []
 
 
 def _sentence(field: FieldInfo, text: str) -> str:

@@ -118,7 +118,13 @@ class LearnJob(Job):
     init: str | None = Field(
         None, description="start values: NAME@VERSION of an artifact, or a file params.npz; by default from the data"
     )
-    passes: int | None = Field(None, ge=1, le=10**9, description="passes over the data; by default the model's")
+    passes: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="passes over the data; by default the model's",
+        json_schema_extra={"also": ["iterations"]},
+    )
     batch_rows: int | None = Field(
         None, ge=1, le=2**31 - 1, description="rows handled at once (for models updated per batch: the batch size)"
     )
@@ -201,6 +207,10 @@ JOBS: dict[str, type[Job]] = {job.__name__: job for job in (LearnJob, EncodeJob)
 """Kinds of job by class name, for what carries a job to another process."""
 
 
+SHORT = {"annealing": ["settings", "annealing"], "iterations": ["passes"]}
+"""What else users of such models call a field."""
+
+
 def parse_assignment(text: str) -> tuple[list[str], Any]:
     """`model.gamma=4` as (["settings", "gamma"], 4); values are read as YAML.
 
@@ -217,7 +227,7 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
         raise JobError(f"--set {text!r}: {value!r} is not a YAML value") from err
     if path[0] == "model" and len(path) > 1:
         path[0] = "settings"
-    return path, parsed
+    return SHORT.get(".".join(path), path), parsed
 
 
 def apply_assignments(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models import TRAINING, Model, Params
+from ..models import TRAINING, Model, ModelError, Params
 from ..storage import ArtifactStore, Dataset
+from ..storage.artifacts.export import SERIES
 from .errors import JobError
 from .job import EncodeJob, LearnJob
 
@@ -53,22 +54,24 @@ def initial_params(job: LearnJob, params: Params) -> Params:
         return params
     given = _init_arrays(job)
     own = {n: p for n, p in params.items() if not n.startswith(TRAINING)}
-    unknown = sorted(set(given) - set(own))
+    # An export holds the course of the free energy too.
+    unknown = sorted(set(given) - set(own) - {SERIES})
     if unknown:
         raise JobError(
             f"init={job.init!r}: parameters {unknown} are not of model {job.model!r}, which has {sorted(own)}"
         )
     out = dict(params)
-    for name, value in given.items():
-        if tuple(value.shape) != tuple(own[name].shape):
-            raise JobError(
-                f"init={job.init!r}: {name} has shape {tuple(value.shape)}, but this job needs {tuple(own[name].shape)}"
-            )
+    model = job.build_model()
+    for name in set(given) & set(own):
+        value = np.asarray(given[name])
         if value.dtype.kind not in "fiu":
             raise JobError(f"init={job.init!r}: {name} holds {value.dtype}, not numbers")
         if not np.isfinite(value).all():
             raise JobError(f"init={job.init!r}: {name} holds NaN or infinite values")
-        out[name] = torch.from_numpy(np.array(value)).to(own[name].dtype)
+        try:
+            out[name] = model.adopt(name, torch.from_numpy(value.astype(np.float64)), own[name])
+        except ModelError as err:
+            raise JobError(f"init={job.init!r}: {err}") from err
     return out
 
 

@@ -107,6 +107,17 @@ class DSC(Linear):
         given = torch.tensor(self.values, dtype=torch.float64)
         return {"pi": pi.repeat(self.atoms, 1) if self.individual_priors else pi, "values": given}
 
+    def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
+        """As `Truncated.adopt`.
+
+        Raises:
+            ModelError: π does not add up to 1.
+        """
+        found = Linear.adopt(self, name, given, own)
+        if name == "pi" and bool(((given.sum(-1) - 1).abs() > 1e-3).any()):
+            raise ModelError(f"pi adds up to {float(given.sum(-1).max()):g}: give a probability for each of `values`")
+        return self._bounded(found) if name == "pi" else found
+
     def log_prior(self, params: Params) -> tuple[Tensor, float]:
         """log p(v)/p(0) [L, H], and Σ_h log p(0).
 

@@ -14,7 +14,7 @@ Schedules of these models may set
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isfinite
 from typing import ClassVar, Literal
 
@@ -25,6 +25,7 @@ from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
 from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
+from .prior import LOWEST
 from .states import count_states
 
 PI_BOUND = 1e-5
@@ -48,6 +49,8 @@ class Truncated(Model):
     """Whether the temperature also flattens the prior."""
     start: Literal["mean", "data"] = "mean"
     """Atoms start at the data's mean plus noise, or at datapoints drawn at random."""
+    annealing: Literal["default", "none"] = "default"
+    """The model's usual schedule, or temperature 1, no data cut and no noise; a job's own schedule.* override both."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
 
@@ -59,6 +62,8 @@ class Truncated(Model):
             raise ModelError(f"gamma={self.gamma} active atoms cannot be drawn from h_prime={self.h_prime} candidates")
         if self.start not in ("mean", "data"):
             raise ModelError(f"start={self.start!r}: choose mean or data")
+        if self.annealing not in ("default", "none"):
+            raise ModelError(f"annealing={self.annealing!r}: choose default or none")
 
     @property
     def candidates(self) -> int:
@@ -81,6 +86,11 @@ class Truncated(Model):
         return count_states(self.candidates, self.active, self.levels)
 
     def schedule(self) -> Schedule:
+        """The model's usual course; with `annealing="none"` as many passes without any of its ramps."""
+        usual = self.usual_schedule()
+        return replace(usual, ramps={}) if self.annealing == "none" else usual
+
+    def usual_schedule(self) -> Schedule:
         """100 passes; cooled from T=2 to 1, then the data cut rises to its full strength."""
         return Schedule(
             passes=100,
@@ -100,6 +110,19 @@ class Truncated(Model):
     @abstractmethod
     def means(self, params: Params, x: Tensor) -> Tensor:
         """[n, H] posterior means of the coefficients: W times them is the reconstruction of a linear model."""
+
+    def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
+        """As `Model.adopt`; probabilities of 0 and 1 move to the nearest that the model can hold.
+
+        Raises:
+            ModelError: σ is not positive, or π outside [0, 1].
+        """
+        if name == "sigma" and not bool((given > 0).all()):
+            raise ModelError(f"sigma={float(given.min())}: standard deviations must be above 0")
+        if name == "pi" and not bool(((given >= 0) & (given <= 1)).all()):
+            raise ModelError(f"pi holds {float(given.min())} to {float(given.max())}: probabilities lie in [0, 1]")
+        given = given.clamp(LOWEST, 1 - LOWEST) if name == "pi" else given
+        return Model.adopt(self, name, given, own)
 
     # -- start and noise -------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from ..schedule import Schedule, Stage
 from . import noise
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .prior import mass, truncated_pis
-from .slab import TILE_ELEMENTS, Moments, Tile, size_class, state_moments, upper
+from .slab import TILE_ELEMENTS, Moments, Tile, size_class, start_slab, state_moments, upper
 from .states import MOST_STATES
 
 PI_BOUND = 5e-5
@@ -144,7 +144,7 @@ class GSC(Truncated):
                 f"over {MOST_STATES:,}; lower one"
             )
 
-    def schedule(self) -> Schedule:
+    def usual_schedule(self) -> Schedule:
         """100 passes, cooled from T=2 to 1 over most of the run; no data cut."""
         return Schedule(passes=100, update_every="pass", batch_rows=4096, ramps={"T": ((0.0, 2.0), (0.7, 1.0))})
 
@@ -160,6 +160,14 @@ class GSC(Truncated):
             **noise.start(self.noise, probe, spread),
         }
         return {**params, "psi": torch.diag(params["psi"])} if self.slab == "full" else params
+
+    def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
+        """As `Truncated.adopt`; Ψ may be one variance, a diagonal or a matrix, whichever of these the model keeps.
+
+        Raises:
+            ModelError: Ψ is no covariance, or has correlations that a diagonal slab cannot hold.
+        """
+        return Truncated.adopt(self, name, start_slab(given, own) if name == "psi" else given, own)
 
     # -- E-step ----------------------------------------------------------------------------------------------------
 

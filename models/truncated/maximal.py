@@ -123,7 +123,7 @@ class Maximal(Truncated):
                 f"over {MOST_STATES:,}; lower one"
             )
 
-    def schedule(self) -> Schedule:
+    def usual_schedule(self) -> Schedule:
         """200 passes; cooled from T=4 to 1 over most of the run, while the data cut rises."""
         ramps = {"T": ((0.0, 4.0), (0.8, 1.0)), "ncut": ((0.0, 0.0), (2 / 3, 1.0))}
         return Schedule(passes=200, update_every="pass", batch_rows=4096, ramps=ramps)

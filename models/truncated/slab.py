@@ -23,6 +23,7 @@ from itertools import combinations, combinations_with_replacement
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from . import small
 
 TILE_ELEMENTS = 1 << 15
@@ -131,6 +132,26 @@ def state_moments(tile: Tile, states: SizeClass, *, wanted: bool) -> Moments:
     explained = small.times(small.times(g, cov), g)
     spread = [[imputed[i] * imputed[j] - g[i][j] + explained[i][j] for j in inside] for i in inside]
     return Moments(gain, first, second, imputed, spread)
+
+
+def start_slab(given: Tensor, own: Tensor) -> Tensor:
+    """Ψ as `own` has it, [H] or [H, H], from one variance, a diagonal or a matrix.
+
+    Raises:
+        ModelError: it is no covariance of H coefficients, or `own` is diagonal and it is not.
+    """
+    atoms = len(own)
+    eye = torch.eye(atoms, dtype=given.dtype)
+    matrix = given.reshape(()) * eye if given.numel() == 1 else torch.diag(given) if given.ndim == 1 else given
+    if matrix.shape != (atoms, atoms):
+        raise ModelError(f"psi has shape {tuple(given.shape)}; give variances [{atoms}] or a matrix [{atoms}, {atoms}]")
+    if not torch.allclose(matrix, matrix.T, rtol=1e-5) or int(torch.linalg.cholesky_ex(matrix).info):
+        raise ModelError("psi is no covariance: it must be symmetric and positive definite")
+    if own.ndim == 2:
+        return (matrix + matrix.T) / 2
+    if bool((matrix != matrix * eye).any()):
+        raise ModelError("psi has correlations, which slab=diagonal cannot hold: set model.slab=full or give [H]")
+    return matrix.diagonal()
 
 
 def upper(matrix: small.Matrix, weight: Tensor) -> Tensor:

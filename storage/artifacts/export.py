@@ -23,6 +23,8 @@ from .versions import Artifact
 
 MADE = ".exported"
 """Lists what an export put into a folder: only that is ever replaced."""
+SERIES = "free_energy"
+"""The column of the history that an .npz holds beside the parameters."""
 Contents = dict[str, bytes]
 """Files to write: what follows the stem of the path asked for, or a name inside a folder, and the content."""
 
@@ -32,9 +34,13 @@ def export(
 ) -> list[Path]:
     """Writes a version and returns the files; each appears whole or not at all.
 
-    `npz`: one array per parameter. `safetensors`: the same, and `<stem>.card.json` beside it. `json`: card, history
-    and aliases. `folder`: `parameters.npz`, `card.json`, `history.csv` and the figures. Without `format` the ending
-    decides. StorageError for another format, an existing target (unless `overwrite`), or one that cannot be written.
+    `npz`: one array per parameter, and `free_energy` after every update where the model has one (the value that the
+    parameters before that update gave). `safetensors`: the parameters, and `<stem>.card.json` beside it. `json`:
+    card, history and aliases. `folder`: `parameters.npz`, `card.json`, `history.csv` and the figures. Without `format`
+    the ending decides.
+
+    Raises:
+        StorageError: another format, an existing target (unless `overwrite`), or one that cannot be written.
     """
     kind = format or path.suffix.removeprefix(".")
     if kind not in FORMATS:
@@ -112,7 +118,8 @@ def _floats(values: Any) -> list[float]:
 
 
 def _as_npz(artifact: Artifact, _: Mapping[str, int]) -> Contents:
-    return {"": _npz(artifact.arrays)}
+    series = {SERIES: np.asarray(artifact.history[SERIES])} if SERIES in artifact.history else {}
+    return {"": _npz(series | dict(artifact.arrays))}
 
 
 def _as_safetensors(artifact: Artifact, _: Mapping[str, int]) -> Contents:

@@ -17,7 +17,8 @@ def test_npz_has_the_parameters_by_their_name(full: ArtifactStore, parameters: A
     target = tmp_path / "deep" / "photos.npz"
     assert full.export("photos", target) == [target]
     with np.load(target, allow_pickle=False) as got:
-        assert set(got.files) == parameters.keys()
+        assert set(got.files) == {*parameters, "free_energy"}
+        np.testing.assert_array_equal(got["free_energy"], [-3.0, -2.5])
         for key, array in parameters.items():
             np.testing.assert_array_equal(got[key], array)
     first = target.read_bytes()
