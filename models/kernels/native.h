@@ -13,6 +13,7 @@
 #endif
 // Helpers of such functions are compiled into each variant.
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace sparsefleet {

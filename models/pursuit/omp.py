@@ -14,8 +14,11 @@ from torch import Tensor
 
 from ..base import Codes
 from ..errors import ModelError
+from ..kernels import native
+from ..kernels.omp import omp_rows
+from ..kernels.threads import on_threads
 from . import batched
-from .problem import BUDGET, Pursued, blocks, check_problem, energies, gram_matrix, joined, unit
+from .problem import BUDGET, Pursued, blocks, check_problem, cpu_blocks, energies, gram_matrix, joined, unit
 
 TRUSTED = 1e-4
 """Share of ‖x‖² below which ‖r‖², found by subtraction in float32, is not trusted."""
@@ -119,12 +122,28 @@ def _pursue(
     x: Tensor, atoms: Tensor, energy: Tensor, steps: int, allowed: Tensor, gram: Tensor | None, ols: bool, budget: int
 ) -> Pursued:
     dim, count = atoms.shape
+    if gram is not None and native.usable(x, atoms, gram):
+        pieces = cpu_blocks(len(x), count * x.itemsize, budget)
+        parts = on_threads(
+            lambda rows: _compiled(x[rows], atoms, energy[rows], steps, allowed[rows], gram, ols), pieces
+        )
+        return joined(parts, steps, x)
     size = batched.row_bytes(dim, count, steps, x.itemsize, gram=gram is not None, ols=ols)
     parts: list[Pursued] = []
     for rows in blocks(len(x), size, budget):
         found = batched.pursue(x[rows], atoms, energy[rows], steps=steps, allowed=allowed[rows], gram=gram, ols=ols)
         parts.append(Pursued(Codes(found.chosen.to(torch.int32), found.values), found.status, found.error))
     return joined(parts, steps, x)
+
+
+def _compiled(
+    x: Tensor, atoms: Tensor, energy: Tensor, steps: int, allowed: Tensor, gram: Tensor, ols: bool
+) -> Pursued:
+    silence, margin = batched.silence(x.dtype), batched.margin(x.dtype)
+    indices, values, status, error = omp_rows(
+        x @ atoms, gram, energy, allowed, steps, silence=silence, margin=margin, ols=ols
+    )
+    return Pursued(Codes(indices, values), status, error)
 
 
 def _again_in_double(

@@ -17,6 +17,10 @@ from ..errors import ModelError
 
 BUDGET = 2**28
 """Bytes of scratch memory that a pursuit may use unless it is told otherwise."""
+CACHE_BYTES = 2**20
+"""Bytes of correlations that a block for a compiled kernel has."""
+SMALLEST_BLOCK = 512
+"""Rows below which a block's matrix product is slow."""
 SMALLEST_NORM = 1e-12
 """Atoms shorter than this are never chosen."""
 
@@ -147,6 +151,16 @@ def blocks(rows: int, row_bytes: int, budget: int) -> Iterator[slice]:
     step = max(1, budget // max(1, row_bytes))
     for first in range(0, rows, step):
         yield slice(first, min(rows, first + step))
+
+
+def cpu_blocks(rows: int, row_bytes: int, budget: int) -> list[slice]:
+    """Blocks for compiled kernels: as small as the products before them allow, so that they stay in the cache.
+
+    All threads together stay within the budget.
+    """
+    threads = torch.get_num_threads()
+    wanted = max(CACHE_BYTES, SMALLEST_BLOCK * row_bytes)
+    return list(blocks(rows, row_bytes, min(wanted, budget // threads)))
 
 
 def joined(parts: list[Pursued], width: int, like: Tensor) -> Pursued:

@@ -1,0 +1,46 @@
+"""Orthogonal matching pursuit, compiled, for CPUs. Its torch twin is `models.pursuit.batched.pursue`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import native
+
+
+def omp_rows(
+    b: Tensor,
+    gram: Tensor,
+    energy: Tensor,
+    allowed: Tensor,
+    steps: int,
+    *,
+    silence: float,
+    margin: float,
+    ols: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pursue every row on its own; only where `native.usable`.
+
+    Args:
+        b: [n, H] x·D for unit (or zero) atoms; overwritten.
+        gram: [H, H].
+        energy: [n] ‖x‖².
+        allowed: [n] squared error at which to stop, negative for never.
+        steps: k <= H.
+        silence: correlation, relative to ‖x‖, below which nothing is left.
+        margin: how far below `allowed` to stop, relative to ‖x‖².
+        ols: choose by the error that remains.
+
+    Returns:
+        indices [n, k] int32, values [n, k], status [n] uint8, error [n].
+    """
+    n = b.shape[0]
+    indices = torch.empty(n, steps, dtype=torch.int32)
+    values = b.new_empty(n, steps)
+    status, error = torch.empty(n, dtype=torch.uint8), b.new_empty(n)
+    native.call(
+        "omp",
+        *(b, n, b.shape[1], steps, gram.contiguous(), energy.contiguous(), allowed.contiguous()),
+        *(silence, margin, int(ols), indices, values, status, error),
+    )
+    return indices, values, status, error
