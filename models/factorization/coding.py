@@ -1,6 +1,7 @@
-"""What all models share whose statistics come from the codes of single rows: the coder, codes, replacement, metrics.
+"""What all models share whose statistics come from the codes of single rows: codes, replacement, metrics; and the
+coders that most of them use.
 
-A row x is represented as Dᵀ a with few entries in a:
+A row x is represented as Dᵀ a. With a coder, a has few entries:
     omp        at most `nonzeros` entries, chosen greedily (orthogonal matching pursuit),
     lasso      the a that minimises ½‖x - Dᵀa‖² + penalty ‖a‖₁,
     threshold  the `nonzeros` largest entries of D x; the optimum where the atoms are orthonormal.
@@ -34,34 +35,11 @@ LAST_UPDATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coded(Model):
-    """A dictionary of unit atoms, the codes of whose rows are found by `coder`."""
+class Factorization(Model):
+    """A dictionary of unit atoms, and codes of single rows under it."""
 
-    coder: Literal["omp", "lasso", "threshold"] = "omp"
-    """How codes are found."""
-    nonzeros: int = 5
-    """Most entries of a code (omp, threshold); at most D of them can be independent."""
-    penalty: float = 0.1
-    """Weight of ‖a‖₁ (lasso), in the units of the data."""
-    nonnegative: bool = False
-    """Codes without negative entries (lasso)."""
-    tolerance: float = 1e-4
-    """Duality gap at which a row's lasso is solved, relative to ½‖x‖²."""
     replace: bool = True
     """Whether dead and coherent atoms are replaced by badly represented rows."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.coder not in ("omp", "lasso", "threshold"):
-            raise ModelError(f"coder={self.coder!r}: choose omp, lasso or threshold")
-        if not 1 <= self.nonzeros <= self.atoms:
-            raise ModelError(f"nonzeros={self.nonzeros} of atoms={self.atoms}: choose from 1 to {self.atoms}")
-        if not self.penalty >= 0 or (self.coder == "lasso" and self.penalty == 0):
-            raise ModelError(f"penalty={self.penalty} must be above 0: without it lasso codes are not sparse")
-        if self.nonnegative and self.coder != "lasso":
-            raise ModelError(f"nonnegative codes need coder lasso, not {self.coder!r}")
-        if not 0 < self.tolerance < 1:
-            raise ModelError(f"tolerance={self.tolerance} must lie between 0 and 1")
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -101,14 +79,19 @@ class Coded(Model):
 
     # -- codes -----------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def codes(self, atoms: Tensor, x: Tensor) -> Codes:
         """Codes of the rows `x` [n, D] under `atoms` [H, D], in the dtype of `x`."""
-        atoms = atoms.to(x.dtype)
-        if self.coder == "threshold":
-            return threshold(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
-        if self.coder == "lasso":
-            return lasso(x, atoms.T, self.penalty, nonnegative=self.nonnegative, tolerance=self.tolerance).codes
-        return batch_omp(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
+
+    @property
+    def price(self) -> float:
+        """What the loss counts for ‖a‖₁ of a row."""
+        return 0.0
+
+    @property
+    def width(self) -> int:
+        """Entries of a code, at most."""
+        return self.atoms
 
     def encode(self, params: Params, batch: Batch) -> Codes:
         """The rows' codes under the dictionary."""
@@ -167,14 +150,13 @@ class Coded(Model):
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
         """Means over the update's rows.
 
-        loss: ½‖x - Dᵀa‖², with coder lasso plus penalty ‖a‖₁; relative_error: the square root of Σ‖x - Dᵀa‖² / Σ‖x‖²;
+        loss: ½‖x - Dᵀa‖², and the penalty on ‖a‖₁ where there is one; relative_error: the square root of Σ‖x - Dᵀa‖² / Σ‖x‖²;
         l0: entries of a code; dead_share: atoms that no row used; replaced: atoms replaced by the update before.
         """
         assert isinstance(stats, CodingSums)
         rows = max(1.0, float(stats.rows))
-        price = self.penalty if self.coder == "lasso" else 0.0
         return {
-            "loss": (0.5 * float(stats.error) + price * float(stats.magnitude)) / rows,
+            "loss": (0.5 * float(stats.error) + self.price * float(stats.magnitude)) / rows,
             "relative_error": float((stats.error / stats.energy.clamp(min=1e-300)).sqrt()),
             "l0": float(stats.counts.sum()) / rows,
             "dead_share": float((stats.counts == 0).double().mean()),
@@ -188,8 +170,7 @@ class Coded(Model):
     def memory(self, rows: int, dim: int) -> int:
         """Rows, scores and codes of a batch; the statistics of a batch, their sum and their message; parameters."""
         item = self.torch_dtype.itemsize
-        width = self.atoms if self.coder == "lasso" else self.nonzeros
-        per_row = dim * (3 * item + 24) + 3 * self.atoms * item + width * (3 * item + 32)
+        per_row = dim * (3 * item + 24) + 3 * self.atoms * item + self.width * (3 * item + 32)
         own = self.statistics_numbers(dim) + replacement.slots(self.atoms) * (dim + 2)
         fixed = 8 * (6 * own + 4 * self.atoms**2 + 6 * self.atoms * dim)
         return rows * per_row + fixed
@@ -197,6 +178,54 @@ class Coded(Model):
     @abstractmethod
     def statistics_numbers(self, dim: int) -> int:
         """How many numbers this model's own sums hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded(Factorization):
+    """Codes are found by `coder`."""
+
+    coder: Literal["omp", "lasso", "threshold"] = "omp"
+    """How codes are found."""
+    nonzeros: int = 5
+    """Most entries of a code (omp, threshold); at most D of them can be independent."""
+    penalty: float = 0.1
+    """Weight of ‖a‖₁ (lasso), in the units of the data."""
+    nonnegative: bool = False
+    """Codes without negative entries (lasso)."""
+    tolerance: float = 1e-4
+    """Duality gap at which a row's lasso is solved, relative to ½‖x‖²."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coder not in ("omp", "lasso", "threshold"):
+            raise ModelError(f"coder={self.coder!r}: choose omp, lasso or threshold")
+        if not 1 <= self.nonzeros <= self.atoms:
+            raise ModelError(f"nonzeros={self.nonzeros} of atoms={self.atoms}: choose from 1 to {self.atoms}")
+        if not self.penalty >= 0 or (self.coder == "lasso" and self.penalty == 0):
+            raise ModelError(f"penalty={self.penalty} must be above 0: without it lasso codes are not sparse")
+        if self.nonnegative and self.coder != "lasso":
+            raise ModelError(f"nonnegative codes need coder lasso, not {self.coder!r}")
+        if not 0 < self.tolerance < 1:
+            raise ModelError(f"tolerance={self.tolerance} must lie between 0 and 1")
+
+    def codes(self, atoms: Tensor, x: Tensor) -> Codes:
+        """By the coder."""
+        atoms = atoms.to(x.dtype)
+        if self.coder == "threshold":
+            return threshold(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
+        if self.coder == "lasso":
+            return lasso(x, atoms.T, self.penalty, nonnegative=self.nonnegative, tolerance=self.tolerance).codes
+        return batch_omp(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
+
+    @property
+    def price(self) -> float:
+        """The penalty, for lasso."""
+        return self.penalty if self.coder == "lasso" else 0.0
+
+    @property
+    def width(self) -> int:
+        """All atoms for lasso, else `nonzeros`."""
+        return self.atoms if self.coder == "lasso" else self.nonzeros
 
     def flops(self, dim: int) -> float:
         """Scores, the coder's rows of the Gram matrix, and the sums."""

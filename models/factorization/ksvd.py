@@ -26,7 +26,7 @@ ERROR = f"{TRAINING}error"
 
 @dataclass(frozen=True, kw_only=True)
 class KSVD(Coded):
-    """One simultaneous power step of all atoms after every pass."""
+    """K-SVD, approximate and parallel: one power step of all atoms at once, after every pass over the data."""
 
     def schedule(self) -> Schedule:
         """Forty passes."""

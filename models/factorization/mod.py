@@ -13,7 +13,7 @@ from .sums import CodingSums, MomentSums, cross_of, moments_of
 
 @dataclass(frozen=True, kw_only=True)
 class MOD(Coded):
-    """D = B A⁻¹ after every pass, then normalised; A = Σ a aᵀ, B = Σ x aᵀ."""
+    """Method of optimal directions: all atoms at once by least squares, after every pass over the data."""
 
     def schedule(self) -> Schedule:
         """Forty passes."""

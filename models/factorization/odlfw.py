@@ -62,7 +62,7 @@ class PowerSums(Stats):
 
 @dataclass(frozen=True, kw_only=True)
 class ODLFW(Model):
-    """As many orthonormal atoms as dimensions, learned from a stream (ODL-FW, reconstructed)."""
+    """D orthonormal atoms learned from a stream by Frank–Wolfe steps (ODL-FW, reconstructed)."""
 
     p: Literal[3, 4] = 3
     """Norm that is maximised; 3 is the more accurate."""

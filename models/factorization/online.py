@@ -34,7 +34,7 @@ FAIR_USES = 800.0
 
 @dataclass(frozen=True, kw_only=True)
 class Online(Coded):
-    """One sweep over the atoms after every batch."""
+    """Online dictionary learning (Mairal et al.): running sums that forget, one sweep over the atoms per batch."""
 
     coder: Literal["omp", "lasso", "threshold"] = "lasso"
     """How codes are found."""
@@ -110,7 +110,7 @@ class Online(Coded):
             new[ATOMS].double(),
             moments,
             cross,
-            ball=self.constraint == "ball",
+            length=self.constraint,
             nonnegative=self.positive_atoms,
             sweeps=self.sweeps,
         )

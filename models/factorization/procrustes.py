@@ -19,7 +19,7 @@ from .sums import CodingSums, MomentSums, cross_of
 
 @dataclass(frozen=True, kw_only=True)
 class Procrustes(Coded):
-    """H <= D orthonormal atoms; the squared error never rises."""
+    """At most D orthonormal atoms, by alternating exact steps; the squared error never rises."""
 
     coder: Literal["omp", "lasso", "threshold"] = "threshold"
     """`threshold` is exact for orthonormal atoms."""

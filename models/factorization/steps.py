@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import sweep_block
+from ..kernels.sums import Length, sweep_block
 from ..truncated.expectation import solve
 
 BLOCK = 32
@@ -32,9 +32,15 @@ def least_squares(atoms: Tensor, moments: Tensor, cross: Tensor) -> Tensor:
 
 
 def coordinate_sweep(
-    atoms: Tensor, moments: Tensor, cross: Tensor, *, ball: bool = False, nonnegative: bool = False, sweeps: int = 1
+    atoms: Tensor,
+    moments: Tensor,
+    cross: Tensor,
+    *,
+    length: Length = "unit",
+    nonnegative: bool = False,
+    sweeps: int = 1,
 ) -> Tensor:
-    """Each atom in turn at its optimum while the others stay, on the unit sphere (or in the unit ball).
+    """Each atom in turn at its optimum while the others stay: on the unit sphere, in the unit ball, or anywhere.
 
     The objective does not rise. Products run over blocks of atoms: inside a block the residuals are kept up to date.
     Atoms of (almost) no weight in the codes stay.
@@ -46,7 +52,7 @@ def coordinate_sweep(
             part = slice(first, first + BLOCK)
             residual = torch.addmm(cross[part], moments[part], atoms, alpha=-1)
             own = moments[part, part].contiguous()
-            sweep_block(atoms[part], own, residual, ball=ball, nonnegative=nonnegative, least=least)
+            sweep_block(atoms[part], own, residual, length=length, nonnegative=nonnegative, least=least)
     return atoms
 
 

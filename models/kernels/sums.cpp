@@ -52,7 +52,7 @@ DEFINE(double, f64)
 
 // Atoms of one block, one after the other; residual[i] = cross[i] - sum_j moments[i, j] atom[j] is kept up to date.
 EVERY_PROCESSOR int64_t sweep(double* atoms, const double* moments, double* residual, int64_t count, int64_t dim,
-                              int64_t ball, int64_t nonnegative, double least) {
+                              int64_t length, int64_t nonnegative, double least) {
     int64_t moved = 0;
     for (int64_t j = 0; j < count; j++) {
         const double own = moments[j * count + j];
@@ -66,8 +66,9 @@ EVERY_PROCESSOR int64_t sweep(double* atoms, const double* moments, double* resi
             change[c] = value;
             square += value * value;
         }
-        if (!(square > 1e-24)) continue;
-        const double scale = ball && square <= 1 ? 1 : 1 / std::sqrt(square);
+        // length: 0 unit, 1 at most unit, 2 any; what would vanish on the sphere stays.
+        if (length != 2 && !(square > 1e-24)) continue;
+        const double scale = length == 2 || (length == 1 && square <= 1) ? 1 : 1 / std::sqrt(square);
         for (int64_t c = 0; c < dim; c++) {
             const double value = change[c] * scale;
             change[c] = value - atom[c];
@@ -105,7 +106,7 @@ DEFINE(float, f32)
 DEFINE(double, f64)
 
 EXPORT int64_t sweep_block_f64(double* atoms, const double* moments, double* residual, int64_t count, int64_t dim,
-                               int64_t ball, int64_t nonnegative, double least, int64_t threads) {
+                               int64_t length, int64_t nonnegative, double least, int64_t threads) {
     (void)threads;
-    return sweep(atoms, moments, residual, count, dim, ball, nonnegative, least);
+    return sweep(atoms, moments, residual, count, dim, length, nonnegative, least);
 }

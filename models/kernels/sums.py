@@ -5,10 +5,15 @@ A code of n rows has at most k entries each: `indices` [n, k] int32, -1 for none
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from . import native
+
+Length = Literal["unit", "ball", "any"]
+LENGTHS = ("unit", "ball", "any")
 
 
 def code_moments(indices: Tensor, values: Tensor, atoms: int) -> Tensor:
@@ -42,24 +47,26 @@ def code_cross(x: Tensor, indices: Tensor, values: Tensor, atoms: int) -> Tensor
 
 
 def sweep_block(
-    atoms: Tensor, moments: Tensor, residual: Tensor, *, ball: bool, nonnegative: bool, least: float
+    atoms: Tensor, moments: Tensor, residual: Tensor, *, length: Length, nonnegative: bool, least: float
 ) -> None:
     """Update the atoms of a block one after the other, in place.
 
-    Atom j becomes u = d_j + residual_j / moments_jj, then clipped at 0 if `nonnegative`, then u / |u|, or
-    u / max(1, |u|) with `ball`. Atoms with moments_jj <= `least`, and those that would become 0, stay.
+    Atom j becomes u = d_j + residual_j / moments_jj, clipped at 0 if `nonnegative`, then brought to its length. Atoms
+    with moments_jj <= `least` stay, and those that would become 0 unless they may have any length.
 
     Args:
         atoms: [b, D] float64, contiguous; holds the result.
         moments: [b, b] float64, contiguous.
         residual: [b, D] float64, contiguous: Σ a_j (x - D a)ᵀ before; overwritten.
-        ball: Whether atoms may be shorter than 1.
+        length: "unit": u / |u|; "ball": u / max(1, |u|); "any": u.
         nonnegative: Whether negative entries are cut to 0.
         least: Of an atom's weight.
     """
     if native.usable(atoms, moments, residual):
         sizes = atoms.shape[0], atoms.shape[1]
-        native.call("sweep_block", atoms, moments, residual, *sizes, int(ball), int(nonnegative), float(least))
+        native.call(
+            "sweep_block", atoms, moments, residual, *sizes, LENGTHS.index(length), int(nonnegative), float(least)
+        )
         return
     for j in range(atoms.shape[0]):
         if not float(moments[j, j]) > least:
@@ -67,8 +74,9 @@ def sweep_block(
         new = atoms[j] + residual[j] / moments[j, j]
         new = new.clamp(min=0) if nonnegative else new
         norm = float(torch.linalg.vector_norm(new))
-        if not norm > 1e-12:
-            continue
-        new = new if ball and norm <= 1 else new / norm
+        if length != "any":
+            if not norm > 1e-12:
+                continue
+            new = new if length == "ball" and norm <= 1 else new / norm
         residual[j + 1 :] -= moments[j + 1 :, j, None] * (new - atoms[j])
         atoms[j] = new

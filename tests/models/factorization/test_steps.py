@@ -45,7 +45,7 @@ def test_least_squares_is_the_optimum_and_leaves_unused_atoms(problem):
     assert squared_error(fitted, moments, cross, energy) == pytest.approx(direct(x, codes, best), rel=1e-7)
 
 
-@pytest.mark.parametrize("settings", [{}, {"ball": True}, {"ball": True, "nonnegative": True}])
+@pytest.mark.parametrize("settings", [{}, {"length": "ball"}, {"length": "ball", "nonnegative": True}])
 def test_every_sweep_lowers_the_error(problem, settings):
     x, codes, atoms = problem
     atoms = atoms.abs() if settings.get("nonnegative") else atoms

@@ -58,23 +58,25 @@ def test_no_rows_and_no_entries(way):
     assert not code_cross(torch.randn(3, D), *nothing, H).any()
 
 
-@pytest.mark.parametrize("ball", [False, True])
+@pytest.mark.parametrize("length", ["unit", "ball", "any"])
 @pytest.mark.parametrize("nonnegative", [False, True])
-def test_sweep_block(way, ball, nonnegative):
+def test_sweep_block(way, length, nonnegative):
     a = dense(*codes(torch.float64))
     a[:, 3] = 0
     x = torch.randn(N, D, dtype=torch.float64) * 0.3
     atoms = torch.nn.functional.normalize(torch.randn(H, D, dtype=torch.float64), dim=1).abs()
     moments, cross = a.T @ a, a.T @ x
     swept = atoms.clone()
-    sweep_block(swept, moments, cross - moments @ atoms, ball=ball, nonnegative=nonnegative, least=1e-9)
+    sweep_block(swept, moments, cross - moments @ atoms, length=length, nonnegative=nonnegative, least=1e-9)
     expected = atoms.clone()
     for j in range(H):
         if moments[j, j] <= 1e-9:
             continue
         u = expected[j] + (cross[j] - moments[j] @ expected) / moments[j, j]
         u = u.clamp(min=0) if nonnegative else u
-        if u.norm() > 1e-12:
-            expected[j] = u / max(1.0, float(u.norm())) if ball else u / u.norm()
+        if length == "any":
+            expected[j] = u
+        elif u.norm() > 1e-12:
+            expected[j] = u / max(1.0, float(u.norm())) if length == "ball" else u / u.norm()
     assert torch.allclose(swept, expected, rtol=1e-11, atol=1e-12)
     assert torch.equal(swept[3], atoms[3])
