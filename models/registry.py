@@ -23,6 +23,8 @@ MODELS = {
     "online": "sparsefleet.models.factorization.online:Online",
     "procrustes": "sparsefleet.models.factorization.procrustes:Procrustes",
     "odlfw": "sparsefleet.models.factorization.odlfw:ODLFW",
+    "snmf": "sparsefleet.models.factorization.snmf:SNMF",
+    "nmf": "sparsefleet.models.factorization.nmf:NMF",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
 }
 

@@ -150,8 +150,9 @@ class Factorization(Model):
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
         """Means over the update's rows.
 
-        loss: ½‖x - Dᵀa‖², and the penalty on ‖a‖₁ where there is one; relative_error: the square root of Σ‖x - Dᵀa‖² / Σ‖x‖²;
-        l0: entries of a code; dead_share: atoms that no row used; replaced: atoms replaced by the update before.
+        loss: ½‖x - Dᵀa‖², and the penalty on ‖a‖₁ where there is one; relative_error: the square root of
+        Σ‖x - Dᵀa‖² / Σ‖x‖²; l0: entries of a code; dead_share: atoms that no row used; replaced: atoms replaced by the
+        update before.
         """
         assert isinstance(stats, CodingSums)
         rows = max(1.0, float(stats.rows))

@@ -34,6 +34,8 @@ CASES = [
     Case("online", {"penalty": 0.3, "tolerance": 1e-12}),
     Case("procrustes", {"atoms": DIM, "nonzeros": 3}),
     Case("odlfw", {"atoms": DIM, "nonzeros": 3}),
+    Case("snmf", {"share": 0.5, "levels": (4, 2), "replace": True}),
+    Case("nmf"),
     Case("topk", {"k": 3}),
 ]
 STAGE = Stage(step=3, steps=10, rows=ROWS)
