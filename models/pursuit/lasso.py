@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ..base import Codes
 from ..errors import ModelError
+from ..kernels import native
+from ..kernels.lasso import lasso_rows
+from ..kernels.threads import on_threads
 from .fista import fista
 from .problem import (
     BUDGET,
@@ -20,16 +23,18 @@ from .problem import (
     Status,
     blocks,
     check_problem,
+    cpu_blocks,
     energies,
     gram_matrix,
     joined,
     packed,
-    padded_to,
     real,
 )
 from .threshold import check_penalty
 
 Solver = Literal["auto", "homotopy", "descent", "fista"]
+LONGEST_PATH = 2048
+"""Active atoms of a homotopy: its factor is a matrix of that order."""
 SOLVERS = ("auto", "homotopy", "descent", "fista")
 
 
@@ -61,7 +66,7 @@ def lasso(
         tolerance: a signal is done where its duality gap, the most by which F can still fall, is at most this share of
             ½‖x‖².
         nonzeros: columns of the codes; of a code with more entries the largest are kept, and its status is FULL. By
-            default as many columns as the fullest code needs.
+            default as many columns as the fullest code needs. `error` is that before the cut.
         solver: "homotopy" (exact path of the solution, for few non-zeros), "descent" (coordinate descent), "fista"
             (whole blocks in torch, any device); "auto" takes the first or second on CPUs and the last on GPUs.
         iterations: of fista; sweeps of descent.
@@ -77,6 +82,8 @@ def lasso(
     """
     check_problem(x, real(atoms), gram)
     lam = check_penalty(penalty, atoms)
+    if not bool((lam > 0).all()):
+        raise ModelError("penalty must be positive for every atom; without one the solution is not sparse")
     if not 0 <= ridge < float("inf"):
         raise ModelError(f"ridge={ridge}: must be finite and not negative")
     if not tolerance > 0:
@@ -85,29 +92,71 @@ def lasso(
         raise ModelError(f"nonzeros={nonzeros}: a code needs at least one")
     if solver not in SOLVERS:
         raise ModelError(f"solver={solver!r}: choose one of {', '.join(SOLVERS)}")
+    check_warm(warm, x, atoms)
     gram = gram_matrix(atoms) if gram is None else gram
     width = None if nonzeros is None else min(nonzeros, atoms.shape[1])
-    parts: list[Pursued] = []
-    for rows in blocks(len(x), 12 * atoms.shape[1] * x.itemsize, budget):
-        energy = energies(x[rows], rows.start)
-        b = x[rows] @ atoms
-        start = _start(warm, rows, b)
-        a, reached, error = fista(
-            b, gram, energy, lam, ridge, start, nonnegative=nonnegative, tolerance=tolerance, iterations=iterations
-        )
-        parts.append(_result(a, reached, error, energy, width))
+    energy = energies(x)
+    if native.usable(x, atoms, gram) and solver != "fista":
+        path = solver == "homotopy" or (solver == "auto" and warm is None)
+        most = path_length(atoms, ridge, whole=solver == "homotopy")
+
+        def compiled(rows: slice) -> Pursued:
+            at, start = _entries(warm, rows, x)
+            indices, values, status, error = lasso_rows(
+                *(x[rows] @ atoms, gram, energy[rows], lam, ridge),
+                nonnegative=nonnegative, tolerance=tolerance, sweeps=iterations,
+                path=path, most=most, warm=at, start=start,
+            )
+            return _cut(Pursued(Codes(indices, values), status, error), width)
+
+        pieces = cpu_blocks(len(x), 3 * atoms.shape[1] * x.itemsize, budget)
+        parts = on_threads(compiled, pieces)
+    else:
+        parts = []
+        for rows in blocks(len(x), 12 * atoms.shape[1] * x.itemsize, budget):
+            at, start = _entries(warm, rows, x)
+            a, reached, error = fista(
+                *(x[rows] @ atoms, gram, energy[rows], lam, ridge, Codes(at, start).dense(atoms.shape[1])),
+                nonnegative=nonnegative, tolerance=tolerance, iterations=iterations,
+            )
+            status = torch.where(reached, int(Status.CONVERGED), int(Status.UNFINISHED))
+            status[energy[rows] == 0] = Status.ZERO
+            parts.append(_cut(Pursued(packed(a), status.to(torch.uint8), error), width))
     return joined(parts, width or max((p.codes.indices.shape[1] for p in parts), default=0), x)
 
 
-def _start(warm: Codes | None, rows: slice, b: Tensor) -> Tensor:
+def path_length(atoms: Tensor, ridge: float, *, whole: bool) -> int:
+    """Active atoms up to which a path is followed: beyond a seventh of all, descent is faster."""
+    dim, count = atoms.shape
+    possible = count if ridge > 0 else min(dim, count)
+    return min(possible, LONGEST_PATH if whole else max(32, count // 7, dim // 2))
+
+
+def check_warm(warm: Codes | None, x: Tensor, atoms: Tensor) -> None:
+    """Raises ModelError: codes to start from that are not of these signals and atoms."""
+    if warm is None or warm.indices.numel() == 0:
+        return
+    if warm.indices.shape[0] != len(x) or int(warm.indices.max()) >= atoms.shape[1]:
+        raise ModelError(
+            f"warm holds {warm.indices.shape[0]} codes of up to {int(warm.indices.max()) + 1} atoms, but there are "
+            f"{len(x)} signals and {atoms.shape[1]} atoms"
+        )
+
+
+def _entries(warm: Codes | None, rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:
     if warm is None:
-        return torch.zeros_like(b)
-    return Codes(warm.indices[rows], warm.values[rows].to(b.dtype)).dense(b.shape[1])
+        count = rows.stop - rows.start
+        return torch.empty(count, 0, dtype=torch.int32, device=x.device), x.new_empty(count, 0)
+    return warm.indices[rows], warm.values[rows].to(x.dtype)
 
 
-def _result(a: Tensor, reached: Tensor, error: Tensor, energy: Tensor, width: int | None) -> Pursued:
-    codes, cut = packed(a, width)
-    status = torch.where(reached, int(Status.CONVERGED), int(Status.UNFINISHED))
-    status[cut] = Status.FULL
-    status[energy == 0] = Status.ZERO
-    return Pursued(codes if width is None else padded_to(codes, width), status.to(torch.uint8), error)
+def _cut(found: Pursued, width: int | None) -> Pursued:
+    """Codes of at most `width` entries: of fuller ones the largest are kept, and the status says so."""
+    if width is None or found.codes.indices.shape[1] <= width:
+        return found
+    over = found.nonzeros > width
+    kept = found.codes.values.abs().topk(width, dim=1).indices.sort(dim=1).values
+    # Where there is nothing to cut the used entries stand first: the order is kept.
+    kept = torch.where(over[:, None], kept, torch.arange(width, device=kept.device))
+    codes = Codes(found.codes.indices.gather(1, kept), found.codes.values.gather(1, kept))
+    return Pursued(codes, torch.where(over, int(Status.FULL), found.status).to(torch.uint8), found.error)

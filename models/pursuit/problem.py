@@ -187,26 +187,12 @@ def padded_to(codes: Codes, width: int) -> Codes:
     return Codes(pad(codes.indices, (0, more), value=-1), pad(codes.values, (0, more)))
 
 
-def packed(dense: Tensor, width: int | None = None) -> tuple[Codes, Tensor]:
-    """The non-zeros of each row of `dense` [n, H] as codes, by ascending atom.
-
-    Args:
-        dense: coefficients.
-        width: entries per code; rows with more keep their largest in magnitude. By default what the fullest row needs.
-
-    Returns:
-        codes, and [n] bool: which rows lost entries.
-    """
+def packed(dense: Tensor) -> Codes:
+    """The non-zeros of each row of `dense` [n, H] as codes, by ascending atom, as wide as the fullest row."""
     used = dense != 0
     counts = used.sum(1)
-    fullest = int(counts.max()) if len(counts) else 0
-    k = min(fullest if width is None else width, dense.shape[1])
-    if width is not None and fullest > width:
-        kept = dense.abs().topk(k, dim=1).indices
-        mask = torch.zeros_like(used).scatter_(1, kept, torch.ones_like(kept, dtype=torch.bool))
-        used &= mask
+    k = int(counts.max()) if len(counts) else 0
     # A stable sort of "unused" brings the used atoms to the front in order.
     order = used.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :k]
     there = used.gather(1, order)
-    codes = Codes(torch.where(there, order, -1).to(torch.int32), torch.where(there, dense.gather(1, order), 0))
-    return (codes if width is None else padded_to(codes, width)), counts > (fullest if width is None else width)
+    return Codes(torch.where(there, order, -1).to(torch.int32), torch.where(there, dense.gather(1, order), 0))

@@ -52,7 +52,7 @@ def threshold(
         strength = b if nonnegative else b.abs()
         left = (strength - amount).clamp(min=0)
         dense = left if nonnegative else torch.where(left > 0, b * (left / strength.clamp(min=1e-38)), 0)
-        codes = packed(dense)[0] if k is None else _largest(dense, left, k)
+        codes = packed(dense) if k is None else _largest(dense, left, k)
         status = torch.where(energy == 0, int(Status.ZERO), int(Status.CONVERGED if k is None else Status.FULL))
         parts.append(Pursued(codes, status.to(torch.uint8), squared_errors(x[rows], atoms, codes)))
     return joined(parts, k if k is not None else max((p.codes.indices.shape[1] for p in parts), default=0), x)
