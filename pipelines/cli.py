@@ -13,7 +13,7 @@ import click
 
 SECTIONS = {
     "Work": {
-        "ingest": "Turn photographs or arrays into a data set.",
+        "ingest": "Turn photographs, arrays or sounds into a data set.",
         "learn": "Learn a dictionary from a data set and publish a version of it.",
         "encode": "Compute sparse codes of a data set under a dictionary.",
         "plan": "Predict memory, bytes and time of a job; run nothing.",
@@ -22,6 +22,7 @@ SECTIONS = {
         "artifacts": "List, compare, move, export and check published versions.",
         "data": "Show or verify a data set.",
         "models": "List the models, or one model's settings.",
+        "recipes": "List the recipes: experiments by name.",
         "engines": "List the engines and whether they can run here.",
     },
     "Prefect": {

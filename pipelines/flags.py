@@ -60,20 +60,20 @@ def job_flags(cls: type[BaseModel], *, skip: tuple[str, ...] = (), bare: Mapping
     return decorate
 
 
-def read_job(cls: type[J], given: Mapping[str, Any], **fixed: Any) -> J:
-    """The job that a command's options describe: YAML first, then flags, then --set.
+def read_job(cls: type[J], given: Mapping[str, Any], *, base: Mapping[str, Any] | None = None) -> J:
+    """The job that a command's options describe: `base` first, then YAML, then flags, then --set.
 
     Args:
         cls: the job class.
         given: the options as click hands them over; those that were not given are None or ().
-        fixed: fields that the command itself sets.
+        base: fields that hold unless the user says otherwise.
 
     Raises:
         JobError, PipelineError: an unknown field or a value that does not fit.
     """
-    values = Job.from_yaml(given["job_file"]) if given.get("job_file") else {}
+    values = dict(base or {}) | (Job.from_yaml(given["job_file"]) if given.get("job_file") else {})
     flags = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if k in cls.model_fields}
-    values |= {k: v for k, v in (flags | fixed).items() if v not in (None, [])}
+    values |= {k: v for k, v in flags.items() if v not in (None, [])}
     return parse_job(cls, apply_assignments(values, list(given.get("assignments") or ())))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Annotated, Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
@@ -19,10 +19,9 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Cancelled as CancelledState
 from prefect.utilities.urls import url_for
-from pydantic import Field
 
 from ..storage import ArtifactStore, open_dataset
-from ..storage.ingest import ArraysSource, ImagesSource
+from ..storage.ingest import IngestJob
 from ..workers.job import EncodeJob, LearnJob
 from . import encoding, ingesting, learning
 from .console import duration, say
@@ -38,7 +37,6 @@ LISTENER: ContextVar[Reporter] = ContextVar("LISTENER", default=silent)
 """Who else listens to a run: the progress bar of the terminal that started it."""
 DONE: ContextVar[list[Any] | None] = ContextVar("DONE", default=None)
 """Takes a flow's result as soon as it is there: what comes after it is only the page, which needs the server."""
-Source = Annotated[ImagesSource | ArraysSource, Field(discriminator="kind")]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -88,8 +86,8 @@ def encode(params: EncodeJob) -> EncodeResult:
 
 @flow(name="ingest", flow_run_name=lambda: name_of("ingest"))
 @cancellable
-def ingest(params: Source) -> IngestResult:
-    """Turn photographs or arrays into a data set."""
+def ingest(params: IngestJob) -> IngestResult:
+    """Turn photographs, arrays or sounds into a data set, or draw one from a model."""
     with page(f"data set {os.path.basename(params.out)}", lambda _: {}) as shown:
         result = read_sources(params, shown)
         report_data(result, shown)
@@ -102,7 +100,7 @@ def ingest(params: Source) -> IngestResult:
 @task(name="fit", cache_policy=NO_CACHE)
 def fit(job: LearnJob, shown: Page) -> Fit:
     """The workers add up statistics and update until the schedule ends."""
-    return learning.fit(job, several(shown, LISTENER.get()))
+    return learning.best_fit(job, several(shown, LISTENER.get()))
 
 
 @task(name="publish", cache_policy=NO_CACHE)
@@ -144,7 +142,7 @@ def report_codes(result: EncodeResult, shown: Page) -> None:
 
 
 @task(name="ingest", cache_policy=NO_CACHE)
-def read_sources(job: Source, shown: Page) -> IngestResult:
+def read_sources(job: IngestJob, shown: Page) -> IngestResult:
     """The sources become whole shards."""
     return kept(ingesting.ingest(job, several(shown, LISTENER.get())))
 

@@ -14,8 +14,7 @@ from .paths import absolute
 from .reporter import Reporter, silent
 
 if TYPE_CHECKING:
-    from ..storage.ingest.arrays import ArraysSource
-    from ..storage.ingest.images import ImagesSource
+    from ..storage.ingest import ArraysSource, GeneratedSource, ImagesSource, IngestJob, SoundsSource
 
 DRY_ROWS = 1000
 
@@ -37,7 +36,7 @@ class IngestResult:
         return asdict(self)
 
 
-def ingest(job: ImagesSource | ArraysSource, reporter: Reporter = silent) -> IngestResult:
+def ingest(job: IngestJob, reporter: Reporter = silent) -> IngestResult:
     """Make the data set that `job` describes; a call that was interrupted goes on where it was.
 
     Raises:
@@ -56,23 +55,37 @@ def ingest(job: ImagesSource | ArraysSource, reporter: Reporter = silent) -> Ing
     return IngestResult(data.uri, data.rows, data.dim, str(data.dtype), data.fingerprint, shards, seconds)
 
 
-def dry_run(job: ImagesSource | ArraysSource) -> dict[str, Any]:
+def dry_run(job: IngestJob) -> dict[str, Any]:
     """What the data set would be, from a look at the sources and some rows; nothing is kept.
 
     Raises:
         StorageError: as `ingest`.
     """
     job = absolute(job)
-    return _try_images(job) if job.kind == "images" else _try_arrays(job)
+    if job.kind == "arrays":
+        return _try_arrays(job)
+    return _try_sounds(job) if job.kind == "sounds" else _try_drawn(job)
 
 
-def _try_images(job: ImagesSource) -> dict[str, Any]:
+def _try_drawn(job: ImagesSource | GeneratedSource) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sparsefleet-") as folder:
         rows = min(job.rows, DRY_ROWS)
         data = make(job.model_copy(update={"out": f"{folder}/trial.zarr", "rows": rows}))
         block = data.read(0, rows)
     layout = {"rows": job.rows, "dim": data.dim, "dtype": str(data.dtype), "bytes": job.rows * data.dim * 4}
     return layout | {"trial_rows": rows, "mean": float(block.mean()), "std": float(block.std())}
+
+
+def _try_sounds(job: SoundsSource) -> dict[str, Any]:
+    from ..storage.ingest.sounds import SUFFIXES, Windows, read_sounds
+    from ..storage.ingest.sources import find_files
+    from ..storage.layout import Shard
+
+    paths = find_files(job.sources, SUFFIXES, "sounds")
+    windows = Windows(read_sounds(paths, job.rate, lambda done, total, what: None), job)
+    block = windows.block(Shard(0, 0, min(windows.rows, DRY_ROWS)))
+    layout = {"rows": windows.rows, "dim": job.window, "dtype": "float32", "bytes": windows.rows * job.window * 4}
+    return layout | {"trial_rows": len(block), "mean": float(block.mean()), "std": float(block.std())}
 
 
 def _try_arrays(job: ArraysSource) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Learning a dictionary, from a checked job to a published version. Plain functions; flows.py wraps them for Prefect.
 
-learn = check, fit (owns the workers), publish
+learn = check, best_fit (owns the workers), publish
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from .reporter import Reporter, silent
 LOG = logging.getLogger(__name__)
 DRY_ROWS = 4096
 DRY_PASSES = 4
+START_SEED = 1000
+"""Seeds of two starts differ by this, so that the runs of neighbouring seeds have no start in common."""
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -45,6 +47,9 @@ class Fit:
     seconds: float
     metrics: dict[str, float]
     rows_per_second: float
+    seed: int = 0
+    others: tuple[Fit, ...] = ()
+    """The fits from the job's other starts, which are not published."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class LearnResult:
             "steps": self.fit.step,
             "seconds": self.fit.seconds,
             "metrics": self.fit.metrics,
+            "starts": starts_of(self.fit),
             "figures": sorted(self.figures),
         }
 
@@ -89,7 +95,7 @@ def learn(job: LearnJob, reporter: Reporter = silent) -> LearnResult:
         EngineError: the workers failed; what was committed is kept.
     """
     job = check(job)
-    return publish(job, fit(job, reporter))
+    return publish(job, best_fit(job, reporter))
 
 
 def check(job: LearnJob) -> LearnJob:
@@ -118,6 +124,41 @@ def pinned(job: LearnJob) -> LearnJob:
     if job.init is None or job.init.endswith(".npz"):
         return job
     return job.model_copy(update={"init": ArtifactStore(job.store, create=False).resolve(job.init).ref})
+
+
+def best_fit(job: LearnJob, reporter: Reporter = silent) -> Fit:
+    """The fit of highest free energy over the job's starts; the runs of all are kept until one is published.
+
+    Raises:
+        JobError: there are several starts, and the model reports no free energy to choose by.
+        EngineError: as `fit`.
+    """
+    if job.starts == 1:
+        return replace(fit(job, reporter), seed=job.seed)
+    fits: list[Fit] = []
+    for start in range(job.starts):
+        seed = job.seed + START_SEED * start
+        say = f"start {start + 1} of {job.starts}"
+        one = job.model_copy(update={"seed": seed, "starts": 1})
+        fits.append(replace(fit(one, lambda p, say=say: reporter(_from_start(p, say))), seed=seed))
+        if "free_energy" not in fits[-1].metrics:
+            raise JobError(
+                f"starts={job.starts}: model {job.model!r} reports no free energy to choose the best start by"
+            )
+    best = max(fits, key=lambda f: f.metrics["free_energy"])
+    return replace(best, others=tuple(f for f in fits if f is not best))
+
+
+def starts_of(fit: Fit) -> list[dict[str, float]]:
+    """Seed and free energy of every start, by seed; empty where there was one."""
+    every = sorted((fit, *fit.others), key=lambda f: f.seed) if fit.others else []
+    return [{"seed": f.seed, "free_energy": f.metrics["free_energy"]} for f in every]
+
+
+def _from_start(progress: Progress, start: str) -> Progress:
+    if progress.kind not in ("start", "done"):
+        return progress
+    return progress.model_copy(update={"message": f"{start}: {progress.message}".rstrip(": ")})
 
 
 def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
@@ -159,6 +200,8 @@ def publish(job: LearnJob, fit: Fit) -> LearnResult:
         for alias in job.aliases:
             store.set_alias(job.name, alias, f"{job.name}@{version.number}")
         run.drop()
+        for other in fit.others:
+            store.run(other.run_id).drop()
     except StorageError as err:
         raise EngineError(
             f"what was learned could not be published: {err}. It is kept in run {fit.run_id}: "
@@ -209,7 +252,8 @@ def make_card(job: LearnJob, data: Dataset, fit: Fit, history: Arrays, parents: 
         "parents": parents,
         "run": {"id": fit.run_id, "updates": fit.step},
         "engine": {"name": job.engine, "workers": job.workers, "device": job.device},
-        "seed": job.seed,
+        "seed": fit.seed,
+        "starts": starts_of(fit),
         "wall_seconds": seconds,
         "metrics": fit.metrics,
         "licence": {"dictionary": job.licence} if job.licence else {},

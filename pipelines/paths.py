@@ -12,7 +12,7 @@ from pydantic import BaseModel
 B = TypeVar("B", bound=BaseModel)
 ADDRESSES = ("data", "store", "out")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:(?!:)")
-"""s3://…, file://…, sklearn:…; but not `file.npz::key`."""
+"""s3://…, file://…, sklearn:…, package:…; but not `file.npz::key`."""
 
 
 def absolute(job: B) -> B:
@@ -24,6 +24,8 @@ def absolute(job: B) -> B:
     # A model of one's own is looked for beside the command; only a job that may need one says where that was.
     if "module_path" in values and ("dictionary" in values or values["module_path"] or ":" in values["model"]):
         changes["module_path"] = os.path.abspath(values["module_path"] or os.getcwd())
+    if str(values.get("atoms") or "").partition("::")[0].endswith((".npy", ".npz")):
+        changes["atoms"] = _absolute(values["atoms"])
     if "sources" in values:
         changes["sources"] = [_absolute(s) for s in values["sources"]]
     return job.model_copy(update=changes)

@@ -73,6 +73,25 @@ def codes_picture(
     return _tiles(np.concatenate([rows, rebuilt]).T, tuple(patch_shape), columns=len(rows))
 
 
+def fits_picture(fields: NDArray[np.floating], fitted: NDArray[np.floating]) -> bytes:
+    """Fields [n, height, width] in the upper lines, what was fitted to them below, each at its own scale."""
+    shape = fields.shape[1:]
+    both = np.concatenate([fields, fitted]).reshape(2 * len(fields), -1).T
+    return _tiles(np.asarray(both, np.float64), (shape[0], shape[1]), columns=len(fields))
+
+
+def usage_picture(usage: NDArray[np.floating]) -> bytes:
+    """Share of rows that use an atom [H], the most used first, on a logarithmic scale; and its histogram."""
+    figure = _figure(9.2, 2.6)
+    shares = np.sort(usage)[::-1]
+    curve, bars = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    curve.semilogy(np.arange(1, len(shares) + 1), np.maximum(shares, 1e-6), color=INK, lw=1.4)
+    bars.hist(shares, bins=min(40, max(len(shares) // 4, 5)), color=INK)
+    _dress(curve, "share of rows that use an atom", "atom, by rank")
+    _dress(bars, "atoms by use", "share of rows")
+    return _png(figure)
+
+
 def can_plot() -> bool:
     """Whether matplotlib is installed; tiles of patches do without it."""
     return find_spec("matplotlib") is not None
@@ -141,7 +160,8 @@ def _dress(axes: Axes, title: str, label: str) -> None:
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.ticklabel_format(axis="y", useOffset=False)
+    if axes.get_yscale() == "linear":
+        axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def _figure(width: float, height: float) -> Figure:

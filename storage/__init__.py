@@ -12,7 +12,7 @@ from .errors import BadData, NotFound, StorageError, StoreConflict
 if TYPE_CHECKING:
     from .artifacts import ArtifactStore
     from .datasets import Dataset, DatasetWriter, Shard, choose_layout, create_dataset, open_dataset, open_writer
-    from .ingest import ArraysSource, ImagesSource
+    from .ingest import ArraysSource, GeneratedSource, ImagesSource, SoundsSource
     from .locations import Location, locate
 
 # Imported when first asked for: zarr, obstore and icechunk take most of a second to load.
@@ -21,9 +21,11 @@ LAZY = {
     "ArtifactStore": ".artifacts",
     "Dataset": ".datasets",
     "DatasetWriter": ".datasets",
+    "GeneratedSource": ".ingest",
     "ImagesSource": ".ingest",
     "Location": ".locations",
     "Shard": ".datasets",
+    "SoundsSource": ".ingest",
     "choose_layout": ".datasets",
     "create_dataset": ".datasets",
     "locate": ".locations",
@@ -37,10 +39,12 @@ __all__ = [
     "BadData",
     "Dataset",
     "DatasetWriter",
+    "GeneratedSource",
     "ImagesSource",
     "Location",
     "NotFound",
     "Shard",
+    "SoundsSource",
     "StorageError",
     "StoreConflict",
     "choose_layout",

@@ -83,5 +83,6 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
         "sparsefleet/__init__.py",
         "sparsefleet/py.typed",
     }
-    assert {n for n in inside if n.endswith((".py", "py.typed"))} == expected
+    expected |= {f"sparsefleet/{p.relative_to(ROOT)}" for p in (ROOT / "pipelines/recipes").glob("*.yaml")}
+    assert {n for n in inside if n.endswith((".py", "py.typed", ".yaml"))} == expected
     assert any(n.startswith("sparsefleet/models/kernels/_native") for n in inside) == (shutil.which("g++") is not None)

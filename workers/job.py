@@ -134,6 +134,9 @@ class LearnJob(Job):
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the arithmetic on data")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of every random number of the run")
+    starts: int = Field(
+        1, ge=1, le=1000, description="learn from this many seeds and publish the result of highest free energy"
+    )
     rows: int | None = Field(None, ge=1, description="use only the first rows of the data set")
     aliases: Annotated[list[str], Field(description="aliases that shall point at the new version")] = Field(
         default_factory=list[str]

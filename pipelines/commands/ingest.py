@@ -1,4 +1,4 @@
-"""`sparsefleet ingest images|arrays`."""
+"""`sparsefleet ingest images|arrays|sounds|generated`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...storage.ingest import ArraysSource, ImagesSource
+from ...storage.ingest import ArraysSource, GeneratedSource, ImagesSource, IngestJob, SoundsSource
 from ..console import JSON, duration, emit, pairs, say, size
 from ..flags import job_flags, read_job
 from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
@@ -16,7 +16,7 @@ SOURCES = click.argument("sources", nargs=-1, metavar="SOURCE...")
 
 @click.group()
 def command() -> None:
-    """Turn photographs or arrays into a data set: rows in shards, checked and described.
+    """Turn photographs, arrays or sounds into a data set: rows in shards, checked and described.
 
     A data set that was interrupted is continued by the same command.
     """
@@ -57,7 +57,43 @@ def arrays(**given: Any) -> None:
     _ingest(ArraysSource, given)
 
 
-def _ingest(cls: type[ImagesSource] | type[ArraysSource], given: dict[str, Any]) -> None:
+@command.command()
+@SOURCES
+@job_flags(SoundsSource, skip=("kind", "sources"), bare={"whiten": "zca"})
+@DRY_RUN
+@FLOW
+@SUBMIT
+@JSON
+def sounds(**given: Any) -> None:
+    """Cut windows out of sounds (.wav files, folders or patterns), without those that are silent.
+
+    \b
+    Example:
+      sparsefleet ingest sounds prompts/*.wav --window 160 --hop 80 --out data/windows.zarr
+    """
+    _ingest(SoundsSource, given)
+
+
+@command.command()
+@job_flags(GeneratedSource, skip=("kind",))
+@DRY_RUN
+@FLOW
+@SUBMIT
+@JSON
+def generated(**given: Any) -> None:
+    """Draw rows from a sparse coding model with known atoms: bars, or the columns of a file.
+
+    \b
+    Examples:
+      sparsefleet ingest generated --size 5 --rows 1000 --sigma 2 --out data/bars.zarr
+      sparsefleet ingest generated --atoms params.npz::W --rows 100000 --out data/drawn.zarr
+    """
+    _ingest(GeneratedSource, given)
+
+
+def _ingest(
+    cls: type[ImagesSource] | type[ArraysSource] | type[SoundsSource] | type[GeneratedSource], given: dict[str, Any]
+) -> None:
     job = read_job(cls, given)
     if handed_on(job, given):
         return
@@ -76,7 +112,7 @@ def _ingest(cls: type[ImagesSource] | type[ArraysSource], given: dict[str, Any])
     emit(result.to_dict(), given["as_json"], show)
 
 
-def _dry_run(job: ImagesSource | ArraysSource, as_json: bool) -> None:
+def _dry_run(job: IngestJob, as_json: bool) -> None:
     from ..ingesting import dry_run
 
     found = dry_run(job)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +16,18 @@ from ..flags import job_flags, read_job
 from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
 
 if TYPE_CHECKING:
+    from ...storage.ingest import IngestJob
     from ...workers.progress import Progress
     from ..learning import LearnResult
+    from ..recipes import Recipe
+    from ..recipes.checks import Outcome
 
 
 @click.command()
 @job_flags(LearnJob)
+@click.option("--recipe", metavar="NAME", help="Take data, job and expectations from this recipe; flags override it.")
 @click.option("--picture", type=click.Path(), help="Also write the picture of the atoms to this PNG file.")
+@click.option("--figures", type=click.Path(), help="Also write all pictures, a recipe's too, into this folder.")
 @DRY_RUN
 @FLOW
 @SUBMIT
@@ -28,7 +36,8 @@ def command(**given: Any) -> None:
     """Learn a dictionary from a data set and publish it as a version.
 
     The run commits its state as it goes: after an interruption, the same command continues. A model's own settings are
-    given by --set model.NAME=VALUE (see `sparsefleet models bsc`).
+    given by --set model.NAME=VALUE (see `sparsefleet models bsc`). A recipe (see `sparsefleet recipes`) also says how
+    its data is made, which --set source.NAME=VALUE changes, and what should come out.
 
     \b
     Examples:
@@ -36,29 +45,104 @@ def command(**given: Any) -> None:
       sparsefleet learn --data data/patches.zarr --model bsc --atoms 200 --set model.gamma=4 --name my-patches
       sparsefleet learn --data data/patches.zarr --model topk --atoms 1024 --engine ray --workers 2 --name sae
       sparsefleet learn --job job.yaml --seed 7
+      sparsefleet learn --recipe bars-mca
     """
+    if given["recipe"]:
+        _recipe(given)
+        return
     job = read_job(LearnJob, given)
     if handed_on(job, given):
         return
     if given["dry_run"]:
         _dry_run(job, given)
         return
-    again = f"continue with the same command, or: sparsefleet resume {{run}} --store {job.store}"
-    result = run_or_submit("learn", job, given, title=job.name, again=again)
-    if result is None:
+    result = _run(job, given)
+    if result is not None:
+        _finish(job, result, given)
+
+
+def _recipe(given: dict[str, Any]) -> None:
+    from ..recipes import load_recipe
+    from ..recipes.recipe import split_assignments
+
+    recipe = load_recipe(given["recipe"])
+    source, given["assignments"] = split_assignments(given["assignments"])
+    job = read_job(LearnJob, given, base=recipe.values())
+    if handed_on(job, given):
         return
+    ingest = recipe.ingest(job.data, source)
+    if given["dry_run"]:
+        with _trial_data(recipe, job, ingest) as job:
+            _dry_run(job, given)
+        return
+    _make_data(recipe, ingest, given)
+    result = _run(job, given)
+    second = recipe.second(job, result.ref) if result is not None else None
+    if second is not None:
+        say(f"{job.name}: the second run of the recipe, from {second.init}")
+        job, result = second, _run(second, given)
+    if result is not None:
+        from ..recipes.checks import measure
+
+        _finish(job, result, given, measure(recipe, job, result))
+
+
+def _make_data(recipe: Recipe, ingest: IngestJob, given: Mapping[str, Any]) -> None:
+    """Makes the recipe's data set here, where it is not there yet."""
+    from ...storage import NotFound
+
+    if not recipe.missing(ingest):
+        return
+    try:
+        run_or_submit("ingest", ingest, {**given, "submit": None}, title="ingest", again="run the same command again")
+    except NotFound as err:
+        raise NotFound(f"{err}{f'. {recipe.needs}' if recipe.needs else ''}") from None
+
+
+@contextmanager
+def _trial_data(recipe: Recipe, job: LearnJob, ingest: IngestJob) -> Generator[LearnJob]:
+    """The job on a small data set that is thrown away, where the recipe's own has not been made."""
+    from ..ingesting import DRY_ROWS
+    from ..ingesting import ingest as make
+
+    if not recipe.missing(ingest):
+        yield job
+        return
+    with tempfile.TemporaryDirectory(prefix="sparsefleet-") as folder:
+        data = f"{folder}/trial.zarr"
+        rows = getattr(ingest, "rows", None)
+        changes = {"rows": min(rows, 4 * DRY_ROWS)} if rows else {}
+        made = make(ingest.model_copy(update={"out": data, **changes}))
+        say(f"{ingest.out} has not been made; this is about {made.rows:,} rows of it")
+        yield job.model_copy(update={"data": data})
+
+
+def _run(job: LearnJob, given: Mapping[str, Any]) -> Any:
+    again = f"continue with the same command, or: sparsefleet resume {{run}} --store {job.store}"
+    return run_or_submit("learn", job, given, title=job.name, again=again)
+
+
+def _finish(job: LearnJob, result: LearnResult, given: Mapping[str, Any], outcome: Outcome | None = None) -> None:
     picture = given["picture"]
     if picture and "atoms.png" in result.figures:
         Path(picture).parent.mkdir(parents=True, exist_ok=True)
         Path(picture).write_bytes(result.figures["atoms.png"])
-    emit(result.to_dict() | {"picture": picture}, given["as_json"], lambda: _show(job, result, picture))
+    if given["figures"]:
+        Path(given["figures"]).mkdir(parents=True, exist_ok=True)
+        for name, png in (result.figures | (outcome.figures if outcome else {})).items():
+            (Path(given["figures"]) / name).write_bytes(png)
+    found = result.to_dict() | {"picture": picture} | ({"outcome": outcome.to_dict()} if outcome else {})
+    emit(found, given["as_json"], lambda: _show(job, result, picture, outcome))
 
 
-def _show(job: LearnJob, result: LearnResult, picture: str | None) -> None:
+def _show(job: LearnJob, result: LearnResult, picture: str | None, outcome: Outcome | None) -> None:
     click.echo(f"{result.ref} published in {job.store} ({result.fit.step} updates, {duration(result.fit.seconds)})")
     pairs({f"  {n}": v for n, v in result.fit.metrics.items()})
     if picture:
         click.echo(f"  atoms: {picture}")
+    if outcome is not None:
+        click.echo(f"outcome: {outcome.sentence}")
+        click.echo(f"expected: {'; '.join(outcome.unmet) if outcome.unmet else 'all met'}")
     say("next:")
     say(f"  sparsefleet artifacts show {result.ref} --store {job.store}")
     say(f"  sparsefleet artifacts export {result.ref} --store {job.store} --format npz --out {job.name}.npz")

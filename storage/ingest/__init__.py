@@ -11,11 +11,22 @@ from ..errors import StorageError
 from ..reader import Dataset
 from .arrays import ArraysSource, ingest_arrays
 from .build import Progress
+from .generated import GeneratedSource, ingest_generated
 from .images import ImagesSource, ingest_images
+from .sounds import SoundsSource, ingest_sounds
 
-__all__ = ["INGESTS", "ArraysSource", "ImagesSource", "IngestJob", "Progress", "ingest"]
+__all__ = [
+    "INGESTS",
+    "ArraysSource",
+    "GeneratedSource",
+    "ImagesSource",
+    "IngestJob",
+    "Progress",
+    "SoundsSource",
+    "ingest",
+]
 
-IngestJob = Annotated[ImagesSource | ArraysSource, Field(discriminator="kind")]
+IngestJob = Annotated[ImagesSource | ArraysSource | SoundsSource | GeneratedSource, Field(discriminator="kind")]
 """Any ingest, told apart by `kind`: the type for a job in a file or a form."""
 
 
@@ -29,6 +40,8 @@ class Ingest(NamedTuple):
 INGESTS = {
     "images": Ingest(ImagesSource, ingest_images),
     "arrays": Ingest(ArraysSource, ingest_arrays),
+    "sounds": Ingest(SoundsSource, ingest_sounds),
+    "generated": Ingest(GeneratedSource, ingest_generated),
 }
 """One line a kind."""
 

@@ -6,7 +6,6 @@ patch × patch (× 3 with colour) = D0 numbers each, flattened row by row; grey 
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..errors import BadData, NotFound, StorageError
 from ..layout import Shard
 from ..reader import Dataset
 from .build import Plan, Progress, build, claim, shard_layout
-from .sources import file_fingerprint, scratch
+from .sources import file_fingerprint, find_files, scratch
 from .whitening import Kind
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
@@ -40,7 +39,8 @@ class ImagesSource(BaseModel):
 
     kind: Literal["images"] = "images"
     sources: Annotated[list[str], Field(min_length=1)]
-    """Image files, folders (searched with all below), glob patterns; `sklearn:china.jpg`, `sklearn:photos`."""
+    """Image files, folders (searched with all below), glob patterns; `sklearn:china.jpg`, `sklearn:photos`; files of an
+    installed package, `package:NAME/PATTERN`."""
     out: str
     """Where the data set goes: a path or s3://bucket/prefix."""
     patch: Annotated[int, Field(ge=2, le=512)] = 16
@@ -199,27 +199,10 @@ def find_images(sources: Sequence[str]) -> list[Path]:
     """The files that `sources` name, each once, in order. NotFound or BadData for a source that gives none."""
     paths: dict[Path, None] = {}
     for source in sources:
-        paths.update(dict.fromkeys(_expand(source)))
+        shipped = source.startswith(SKLEARN)
+        found = _sklearn_photos(source.removeprefix(SKLEARN)) if shipped else find_files([source], SUFFIXES, "images")
+        paths.update(dict.fromkeys(found))
     return list(paths)
-
-
-def _expand(source: str) -> list[Path]:
-    if source.startswith(SKLEARN):
-        return _sklearn_photos(source.removeprefix(SKLEARN))
-    if "://" in source or "\0" in source or not source:
-        raise BadData(f"{source!r}: photographs are read from files on this machine; copy them here first")
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
-            raise BadData(f"{source} has no images (looked for {' '.join(SUFFIXES)})")
-        return found
-    if path.exists():
-        return [path]
-    found = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
-    if not found:
-        raise NotFound(f"{source}: no such file, folder or pattern with matches")
-    return found
 
 
 def _sklearn_photos(name: str) -> list[Path]:

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 KEY = "::"
+PACKAGE = "package:"
 WHOLE_HASH = 1 << 28
 """Files up to this size (256 MB) are hashed whole, larger ones at evenly spaced blocks."""
 HASH_BLOCK = 1 << 20
@@ -80,6 +82,47 @@ def find_sources(specs: Sequence[str]) -> list[Source]:
                 raise BadData(f"{path}: a matrix is read from {', '.join(READERS)}")
             found.append(Source(path, key or None))
     return found
+
+
+def find_files(sources: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
+    """The files that `sources` name, each once, in order: files, folders (searched for `suffixes` with all below),
+    patterns, and files of an installed package (`package:NAME/PATTERN`).
+
+    Raises:
+        NotFound, BadData: a source gives none; `what` is being looked for.
+    """
+    paths: dict[Path, None] = {}
+    for source in sources:
+        paths.update(dict.fromkeys(_expand(source, suffixes, what)))
+    return list(paths)
+
+
+def _expand(source: str, suffixes: Sequence[str], what: str) -> list[Path]:
+    if source.startswith(PACKAGE):
+        return _expand(_in_package(source), suffixes, what)
+    if "://" in source or "\0" in source or not source:
+        raise BadData(f"{source!r}: {what} are read from files on this machine; copy them here first")
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        if not found:
+            raise BadData(f"{source} has no {what} (looked for {' '.join(suffixes)})")
+        return found
+    if path.exists():
+        return [path]
+    found = sorted(p for p in map(Path, glob.glob(source, recursive=True)) if p.is_file())
+    if not found:
+        raise NotFound(f"{source}: no such file, folder or pattern with matches")
+    return found
+
+
+def _in_package(source: str) -> str:
+    """`package:NAME/PATTERN` as a pattern on this machine; NotFound where the package is not installed."""
+    name, _, inside = source.removeprefix(PACKAGE).partition("/")
+    found = find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise NotFound(f"{source}: no package {name!r} is installed; install it, or name files of your own")
+    return str(Path(next(iter(found.submodule_search_locations))) / inside)
 
 
 @contextmanager

@@ -126,6 +126,6 @@ def run_flags(cls, args, bare=None, skip=(), **fixed):
     @click.command()
     @job_flags(cls, bare=bare, skip=skip)
     def command(**given):
-        return read_job(cls, given, **fixed)
+        return read_job(cls, given, base=fixed)
 
     return command.main(args, standalone_mode=False)

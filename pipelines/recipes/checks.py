@@ -1,0 +1,268 @@
+"""What came out of a recipe, measured: numbers by name, one sentence, pictures.
+
+Shapes: N rows, D observed, H atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...models import Batch, Model, Params, Stage
+from ...models.receptive import fit_field
+from ...models.recovery import recover
+from ...storage import ArtifactStore, Dataset, open_dataset
+from ...storage.ingest import GeneratedSource
+from ...storage.ingest.generated import TRUTH, draw
+from ...workers.job import LearnJob
+from ..errors import PipelineError
+from ..fields import receptive_fields, usage_of_codes
+from ..learning import LearnResult
+from ..report import can_plot, fits_picture, usage_picture
+from ..reporter import metrics_line
+from .recipe import Recipe
+
+BATCH = 4096
+EXAMPLES = 12
+"""Fields of each kind in the picture, the most used ones."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe's check found."""
+
+    sentence: str
+    values: dict[str, float]
+    unmet: list[str]
+    """Expectations that do not hold, one sentence each."""
+    figures: dict[str, bytes]
+    """PNG pictures by file name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"sentence": self.sentence, "values": self.values, "met": not self.unmet, "unmet": self.unmet}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A published version beside the data it was learned from."""
+
+    job: LearnJob
+    model: Model
+    params: Params
+    data: Dataset
+    metrics: Mapping[str, float]
+
+    @property
+    def atoms(self) -> NDArray[np.float64]:
+        """[D, H]."""
+        return self.model.dictionary(self.params).double().numpy()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check measured, one sentence about it, and pictures by file name."""
+
+    values: dict[str, float]
+    sentence: str
+    figures: dict[str, bytes]
+
+
+Check = Callable[[Learned], Found]
+
+
+def measure(recipe: Recipe, job: LearnJob, result: LearnResult) -> Outcome:
+    """Measures `result` as the recipe says and compares it with what the recipe expects.
+
+    Raises:
+        PipelineError: the recipe's check is unknown, or needs data of another kind.
+        ImportError: a package is missing.
+    """
+    if recipe.check not in CHECKS:
+        raise PipelineError(f"recipe {recipe.name!r}: check={recipe.check!r} is none of {', '.join(CHECKS)}")
+    arrays = ArtifactStore(job.store, create=False).load(result.ref).arrays
+    params = {n: torch.from_numpy(np.array(a)) for n, a in arrays.items()}
+    learned = Learned(job, job.build_model(), params, open_dataset(job.data), result.fit.metrics)
+    found = CHECKS[recipe.check](learned)
+    values = {**result.fit.metrics, **found.values}
+    unmet = [_unmet(name, values.get(name), *bounds) for name, bounds in recipe.expect.items()]
+    return Outcome(found.sentence, values, [text for text in unmet if text], found.figures)
+
+
+def _unmet(name: str, value: float | None, low: float, high: float) -> str:
+    if value is None:
+        return f"{name} was not measured"
+    return "" if low <= value <= high else f"{name} is {value:.4g}, expected {low:g} to {high:g}"
+
+
+def metrics(learned: Learned) -> Found:
+    """The run's own metrics, nothing more."""
+    return Found({}, metrics_line(learned.metrics), {})
+
+
+# -- generated data: the truth is known ------------------------------------------------------------------------------
+
+
+def recovery(learned: Learned) -> Found:
+    """Are all true atoms found, and are prior and noise those of the data?"""
+    source, truth, data = _source(learned.data), learned.data.side(TRUTH), learned.data
+    if source is None or truth is None:
+        raise PipelineError(
+            f"{data.uri} keeps no true atoms to compare with: make it with `sparsefleet ingest generated`"
+        )
+    slab = source.slab_mean is not None
+    both_signs = slab or {-v for v in source.values} == set(source.values)
+    found = recover(learned.atoms, truth, signs=both_signs)
+    values: dict[str, float] = {
+        "found": found.found,
+        "least_cosine": float(found.cosines.min()),
+        "atoms_error": found.error(truth, unit=slab),
+    }
+    said = f"{found.found} of {truth.shape[1]} true atoms found (least cosine {found.cosines.min():.3f})"
+    if learned.atoms.shape[1] == truth.shape[1]:
+        frequency = _frequencies(source, truth, data)
+        pi = _prior(learned.params, frequency, source)
+        values["pi_error"] = float(np.abs(pi - frequency).max()) if len(pi) == len(frequency) else float("nan")
+        said += f", π {_list(pi)} (data {_list(frequency)})"
+        values["gain"] = free_energy(learned.model, learned.params, data) - free_energy(
+            learned.model, _true_params(learned, source, truth), data
+        )
+    else:
+        values |= _surplus(learned, found.partners)
+        said += f", the other {values['surplus']:.0f} atoms carry {values['surplus_usage']:.1%} of the activity"
+    sigma = float(learned.params["sigma"]) if "sigma" in learned.params else float("nan")
+    values["sigma_error"] = abs(sigma / source.sigma - 1) if source.sigma else abs(sigma)
+    said += f", σ {sigma:.3f} (data {source.sigma:g})"
+    if slab:
+        values["power_error"] = _power_error(learned.params, source, truth, found.partners)
+        said += f", slab power off by {values['power_error']:.1%}"
+    return Found(values, said, {})
+
+
+def free_energy(model: Model, params: Params, data: Dataset) -> float:
+    """Free energy per datapoint of all rows at temperature 1, no row cut."""
+    stage = Stage(step=0, steps=1, rows=data.rows)
+    total: Any = None
+    for start in range(0, data.rows, BATCH):
+        rows = data.read(start, min(start + BATCH, data.rows))
+        stats = model.statistics(params, Batch(torch.from_numpy(rows).to(model.torch_dtype), start), stage)
+        total = stats if total is None else total + stats
+    return model.metrics(params, total)["free_energy"]
+
+
+def _source(data: Dataset) -> GeneratedSource | None:
+    recipe = data.attributes.get("recipe", {})
+    return GeneratedSource.model_validate({**recipe, "out": data.uri}) if recipe.get("kind") == "generated" else None
+
+
+def _frequencies(source: GeneratedSource, truth: NDArray[Any], data: Dataset) -> NDArray[np.float64]:
+    """How often latents took each value [K] in this very data; [1] how often they were active where a model has one
+    probability for all other values."""
+    counts = np.zeros(len(source.values))
+    for shard in data.shards():
+        latents = draw(source, truth, shard)[1]
+        counts += [(latents == value).sum() for value in source.values]
+    return counts / counts.sum()
+
+
+def _prior(params: Params, frequency: NDArray[np.float64], source: GeneratedSource) -> NDArray[np.float64]:
+    """π in the order of the source's values; where the model has one probability of being active, that is split as the
+    data is."""
+    pi = params["pi"].double().numpy()
+    if "values" in params:
+        order = [params["values"].tolist().index(v) for v in source.values]
+        return pi[order]
+    active = np.asarray(source.values) != 0
+    out = np.where(active, float(pi.mean()) * frequency / frequency[active].sum(), 1 - float(pi.mean()))
+    return out
+
+
+def _true_params(learned: Learned, source: GeneratedSource, truth: NDArray[Any]) -> Params:
+    """The learned parameters with those that made the data in their place."""
+    double = lambda value: torch.as_tensor(value, dtype=torch.float64)  # noqa: E731
+    pi = double(sum(p for p, v in zip(source.p, source.values) if v != 0)).expand(learned.params["pi"].shape)
+    if "values" in learned.params:
+        pi = double([source.p[source.values.index(v)] for v in learned.params["values"].tolist()])
+    out = {**learned.params, "W": double(truth), "pi": pi.clone(), "sigma": double(source.sigma)}
+    if source.slab_mean is not None:
+        ones = torch.ones(truth.shape[1], dtype=torch.float64)
+        out |= {"mu": ones * source.slab_mean, "psi": ones * source.slab_std**2}
+    return out
+
+
+def _power_error(params: Params, source: GeneratedSource, truth: NDArray[Any], partners: NDArray[np.integer]) -> float:
+    """Mean relative error of ‖W_h‖² (μ_h² + ψ_h), which no rescaling of an atom changes."""
+    assert source.slab_mean is not None
+    psi = params["psi"] if params["psi"].ndim == 1 else params["psi"].diagonal()
+    power = (params["W"].square().sum(0) * (params["mu"] ** 2 + psi)).numpy()[partners]
+    true = (source.slab_mean**2 + source.slab_std**2) * np.square(truth).sum(0)
+    return float(np.abs(power / true - 1).mean())
+
+
+def _surplus(learned: Learned, partners: NDArray[np.integer]) -> dict[str, float]:
+    """Atoms without a true partner, and their share of all activity."""
+    usage = usage_of_codes(learned.model, learned.params, learned.data)
+    others = np.setdiff1d(np.arange(len(usage)), partners)
+    return {"surplus": len(others), "surplus_usage": float(usage[others].sum() / max(usage.sum(), 1e-300))}
+
+
+def _list(values: NDArray[np.float64]) -> str:
+    return f"{values[1]:.4f}" if len(values) == 2 else "(" + ", ".join(f"{v:.4f}" for v in values) + ")"
+
+
+# -- natural data: what do the atoms look like? -----------------------------------------------------------------------
+
+
+def fields(learned: Learned) -> Found:
+    """Which share of the receptive fields is globular, how well the fits explain them, how many atoms are used."""
+    shape = learned.data.patch_shape
+    if shape is None or len(shape) != 2:
+        raise PipelineError(f"{learned.data.uri} holds no grey patches: the check 'fields' needs pictures")
+    usage = usage_of_codes(learned.model, learned.params, learned.data)
+    seen = receptive_fields(learned.data, learned.atoms)
+    order = [h for h in np.argsort(-usage, kind="stable") if usage[h] > 0]
+    fits = {h: fit_field(seen[h]) for h in order}
+    values, figures = _usage_values(usage), _usage_figure(usage)
+    if fits:
+        values["globular_share"] = float(np.mean([fit.globular for fit in fits.values()]))
+        values["fit_share"] = float(np.mean([max(fit.gabor, fit.dog) for fit in fits.values()]))
+        shown = [[h for h in order if fits[h].globular is globular][:EXAMPLES] for globular in (False, True)]
+        chosen = [*shown[0], *shown[1]]
+        figures["fields.png"] = fits_picture(seen[chosen], np.stack([fits[h].fitted for h in chosen]))
+    globular, explained = (values.get(name, float("nan")) for name in ("globular_share", "fit_share"))
+    return Found(
+        values,
+        f"{values['used_atoms']:.0f} of {len(usage)} atoms in use, {globular:.1%} of them globular, the others "
+        f"Gabor-like (the better fit explains {explained:.0%} of a field); {_sparsity(learned)}",
+        figures,
+    )
+
+
+def usage(learned: Learned) -> Found:
+    """How evenly the atoms are used."""
+    found = usage_of_codes(learned.model, learned.params, learned.data)
+    values = _usage_values(found)
+    said = f"{values['used_atoms']:.0f} of {len(found)} atoms in use; {_sparsity(learned)}"
+    return Found(values, said, _usage_figure(found))
+
+
+def _usage_figure(found: NDArray[np.float64]) -> dict[str, bytes]:
+    return {"usage.png": usage_picture(found)} if can_plot() else {}
+
+
+def _usage_values(found: NDArray[np.float64]) -> dict[str, float]:
+    return {"used_atoms": float((found > 0).sum()), "median_usage": float(np.median(found))}
+
+
+def _sparsity(learned: Learned) -> str:
+    named = {"active_atoms": "active atoms", "pi": "π", "sigma": "σ", "free_energy": "free energy"}
+    return ", ".join(f"{text} {learned.metrics[n]:.4g}" for n, text in named.items() if n in learned.metrics)
+
+
+CHECKS: dict[str, Check] = {"metrics": metrics, "recovery": recovery, "fields": fields, "usage": usage}
+"""One line a check."""
