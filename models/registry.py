@@ -18,6 +18,13 @@ MODELS = {
     "gsc": "sparsefleet.models.truncated.gsc:GSC",
     "mca": "sparsefleet.models.truncated.maximal:MCA",
     "mmca": "sparsefleet.models.truncated.maximal:MMCA",
+    "mod": "sparsefleet.models.factorization.mod:MOD",
+    "ksvd": "sparsefleet.models.factorization.ksvd:KSVD",
+    "online": "sparsefleet.models.factorization.online:Online",
+    "procrustes": "sparsefleet.models.factorization.procrustes:Procrustes",
+    "odlfw": "sparsefleet.models.factorization.odlfw:ODLFW",
+    "snmf": "sparsefleet.models.factorization.snmf:SNMF",
+    "nmf": "sparsefleet.models.factorization.nmf:NMF",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
 }
 

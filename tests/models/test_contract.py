@@ -29,6 +29,13 @@ CASES = [
     Case("gsc", {"h_prime": 5, "gamma": 3, "slab": "full", "noise": "diagonal"}),
     Case("mca", {"h_prime": 5, "gamma": 3}),
     Case("mmca", {"h_prime": 4, "gamma": 4, "superposition": "smooth"}),
+    Case("mod", {"nonzeros": 3}),
+    Case("ksvd", {"nonzeros": 3}),
+    Case("online", {"penalty": 0.3, "tolerance": 1e-12}),
+    Case("procrustes", {"atoms": DIM, "nonzeros": 3}),
+    Case("odlfw", {"atoms": DIM, "nonzeros": 3}),
+    Case("snmf", {"share": 0.5, "levels": (4, 2), "replace": True}),
+    Case("nmf"),
     Case("topk", {"k": 3}),
 ]
 STAGE = Stage(step=3, steps=10, rows=ROWS)
@@ -142,7 +149,7 @@ def test_codes_have_the_promised_form(case):
 @each
 def test_dictionary_is_dim_by_atoms(case):
     model = case.model()
-    assert model.dictionary(start(model)).shape == (DIM, ATOMS)
+    assert model.dictionary(start(model)).shape == (DIM, model.atoms)
 
 
 @each

@@ -1,0 +1,91 @@
+"""Non-negative matrix factorisation: atoms and codes without negative entries (Lee, Seung, Nature 401, 1999), by
+hierarchical alternating least squares (Cichocki, Zdunek, Amari, ICA 2007)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..base import Batch, Codes, Params, Probe, Stats
+from ..errors import ModelError
+from ..schedule import Schedule, Stage
+from .coding import ATOMS, Factorization, extended
+from .nonnegative import as_codes, nonnegative_codes
+from .steps import coordinate_sweep, normalised
+from .sums import CodingSums, MomentSums, cross_of, moments_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class NMF(Factorization):
+    """Non-negative matrix factorisation: atoms and codes are not negative. Negative data count as error."""
+
+    penalty: float = 0.0
+    """Price of a unit of a code's entries: larger ones make codes sparser."""
+    sweeps: int = 3
+    """Sweeps over the atoms after every pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.penalty >= 0:
+            raise ModelError(f"penalty={self.penalty} must be 0 or more")
+        if self.sweeps < 1:
+            raise ModelError(f"sweeps={self.sweeps}: at least one is needed")
+
+    @property
+    def price(self) -> float:
+        """The penalty."""
+        return self.penalty
+
+    @property
+    def positive_atoms(self) -> bool:
+        """Always."""
+        return True
+
+    def schedule(self) -> Schedule:
+        """A hundred passes."""
+        return Schedule(passes=100, update_every="pass", batch_rows=4096)
+
+    def start_atoms(self, probe: Probe, generator: torch.Generator) -> Tensor:
+        """Distinct rows; negative entries count by their absolute value."""
+        return super().start_atoms(probe, generator).abs()
+
+    def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
+        """As for all of these models; negative entries are refused.
+
+        Raises:
+            ModelError: there are some.
+        """
+        if name == ATOMS and bool((given < 0).any()):
+            raise ModelError(f"{name} has negative entries; nmf has none, snmf takes any")
+        return super().adopt(name, given, own)
+
+    def codes(self, atoms: Tensor, x: Tensor) -> Codes:
+        """Non-negative least squares."""
+        return as_codes(nonnegative_codes(x, atoms, penalty=self.penalty).to(x.dtype))
+
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> CodingSums:
+        """A, B and the common sums, under the rows' codes."""
+        codes, residual = self.coded(params, batch)
+        common = self.common_sums(params, batch, codes, residual, stage)
+        return extended(MomentSums, common, moments_of(codes, self.atoms), cross_of(codes, batch.x, self.atoms))
+
+    def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
+        """Sweeps over the atoms, each at its non-negative optimum; dead and coherent ones are replaced."""
+        assert isinstance(stats, MomentSums)
+        if float(stats.rows) == 0:
+            return params
+        atoms = coordinate_sweep(
+            params[ATOMS].double(), stats.moments, stats.cross, nonnegative=True, sweeps=self.sweeps
+        )
+        atoms, replaced = self.renewed(atoms, stats.counts, stats.moments.diagonal(), stats, stage)
+        return {**params, ATOMS: normalised(atoms)[0].to(self.torch_dtype), **self.search_state(stats, replaced)}
+
+    def statistics_numbers(self, dim: int) -> int:
+        """A and B."""
+        return self.atoms * (self.atoms + dim)
+
+    def flops(self, dim: int) -> float:
+        """Scores, some thirty sweeps over the coordinates, and the sums."""
+        return 4.0 * dim * self.atoms + 62.0 * self.atoms**2
