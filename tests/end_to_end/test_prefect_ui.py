@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from sparsefleet.pipelines import password
+from sparsefleet.pipelines.errors import PipelineError
+from sparsefleet.pipelines.server import state_folder
 from sparsefleet.storage import ArtifactStore
 
 pytestmark = pytest.mark.e2e
@@ -21,7 +24,8 @@ RUN = "from sparsefleet.pipelines.cli import main; main()"
 
 def api(server: Any, path: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{server.api}/{path}", data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **password.header(password.read(state_folder()))}
+    request = urllib.request.Request(f"{server.api}/{path}", data, headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.loads(answer.read() or "null")
 
@@ -65,6 +69,8 @@ def test_the_run_page_shows_progress_metrics_and_the_atoms(learned, browser, tmp
 
     _, said = learned
     browser.get(said["run_page"])
+    assert "bars-bsc-H16-seed0" not in text_with("Login")
+    browser.find_element(By.CSS_SELECTOR, "input[type=password]").send_keys(password.read(state_folder()), "\n")
     page = text_with("bars-bsc-H16-seed0")
     assert "Completed" in page
     click("//*[normalize-space(.)='Artifacts' and not(*)]")
@@ -208,6 +214,51 @@ def test_up_is_idempotent_and_listens_on_this_machine_only(prefect_server, cli, 
     settings = api(prefect_server, "admin/settings")
     assert settings["server"]["analytics_enabled"] is False
     assert settings["home"] == prefect_server.home
+
+
+def test_who_has_no_password_learns_nothing(prefect_server, cli, tmp_path):
+    for header in ({}, password.header("sparsefleet:guess"), {"Authorization": "Basic ?"}):
+        for path in ("flow_runs/filter", "work_pools/", "admin/settings"):
+            request = urllib.request.Request(f"{prefect_server.api}/{path}", b"{}", header)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=20)
+            assert refused.value.code == 401
+    stranger = {"PREFECT_API_URL": prefect_server.api, "SPARSEFLEET_HOME": str(tmp_path)}
+    for words in (["status"], ["ingest", "arrays", "rows.npy", "--out", "rows.zarr"]):
+        np.save(tmp_path / "rows.npy", np.zeros((3, 2)))
+        done = cli(*words, cwd=tmp_path, **stranger)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("asks for a password: set PREFECT_API_AUTH_STRING")
+        assert "Traceback" not in done.stderr
+
+
+def test_the_password_is_shown_to_its_owner_alone(prefect_server, cli, tmp_path):
+    secret = password.read(state_folder())
+    assert len(secret.partition(":")[2]) == 32
+    assert state_folder().stat().st_mode & 0o777 == 0o700
+    assert (state_folder() / "password").stat().st_mode & 0o777 == 0o600
+    assert secret not in cli("up", cwd=tmp_path).stdout
+    assert secret in cli("up", "--show-password", cwd=tmp_path).stdout
+    for process in (psutil.Process(pid) for pid, _ in prefect_server.pids.values()):
+        assert secret not in " ".join(process.cmdline())
+    settings = json.dumps(api(prefect_server, "admin/settings"))
+    assert secret not in settings
+    assert "auth_string" in settings
+
+
+def test_a_password_that_is_lost_or_no_password_is_said(tmp_path):
+    with pytest.raises(PipelineError, match="cannot be read"):
+        password.read(tmp_path)
+    (tmp_path / "password").write_text("\n")
+    with pytest.raises(PipelineError, match="holds no password"):
+        password.read(tmp_path)
+    (tmp_path / "password").unlink()
+    password.ensure(tmp_path)
+    (tmp_path / "password").chmod(0o644)
+    first = password.read(tmp_path)
+    password.ensure(tmp_path)
+    assert password.read(tmp_path) == first
+    assert (tmp_path / "password").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_stale_state_file_ends_nobody(tmp_path, monkeypatch):
