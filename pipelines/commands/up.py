@@ -24,7 +24,9 @@ def command(host: str, port: int | None, worker: bool, show_password: bool, as_j
     from ..submitting import PROGRAMS, register
 
     if host not in ("127.0.0.1", "localhost", "::1"):
-        say(f"warning: who reaches {host} and has the password can run flows here, and HTTP does not hide it on its way")
+        say(
+            f"warning: who reaches {host} and has the password can run flows here, and HTTP does not hide it on its way"
+        )
     before = server.describe(server.running())
     if not before["running"]:
         say("starting the Prefect server (the first time takes a little longer) …")
@@ -37,7 +39,8 @@ def command(host: str, port: int | None, worker: bool, show_password: bool, as_j
 
     def show() -> None:
         click.echo(f"UI: {local.url}")
-        click.echo(f"password: {shown.get('password', 'sparsefleet up --show-password')}")
+        click.echo(f"its password: {shown.get('password', 'sparsefleet up --show-password')}")
+        say("log in there once; links to a run's page work from then on")
         say("next: sparsefleet learn … (shown in the UI), or with --submit local; sparsefleet down stops it")
 
     emit(server.describe(local) | shown, as_json, show)

@@ -25,6 +25,7 @@ from ..program import run_program
 from ..progress import Progress
 from .failures import FINAL, GroupLost, describe, revive
 from .folders import temporary_folder
+from .ray_token import own_token
 from .restarts import with_restarts
 
 POLL_SECONDS = 0.2
@@ -189,6 +190,7 @@ def _cluster(job: Job) -> Generator[Cluster, None, None]:
     size: dict[str, Any] = {"num_cpus": job.workers * threads_of(job), "object_store_memory": OBJECT_STORE_BYTES}
     with (
         temporary_folder("ray", short=True) as folder,
+        own_token(),
         _connection(address=OWN, include_dashboard=False, _temp_dir=str(folder), **size),
     ):
         _check_size(job)
