@@ -42,4 +42,4 @@ def test_prefect_deploys_all_flows_to_all_kinds_of_pool(prefect_server):
     learning = next(d for d in found if d["name"] == "slurm" and d["entrypoint"].endswith(".learn"))
     assert learning["parameter_openapi_schema"]["definitions"]["LearnJob"]["properties"]["atoms"]
     assert learning["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
-    assert learning["concurrency_options"] == {"collision_strategy": "ENQUEUE"}
+    assert learning["concurrency_options"]["collision_strategy"] == "ENQUEUE"
