@@ -78,7 +78,11 @@ class Slurm:
         (folder / "slurm.conf").write_text(SLURM.format(**values))
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "SLURM"))}
-        self.environment = kept | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "SPARSEFLEET_HOME": str(folder)}
+        self.environment = kept | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": path,
+            "SPARSEFLEET_HOME": str(folder),
+        }
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Slurm":

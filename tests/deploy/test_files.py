@@ -74,7 +74,14 @@ def test_docker_compose_reads_the_compose_file(tmp_path: Path):
     command = [tool("docker-compose"), "--env-file", str(tmp_path / "none"), "-f", "deploy/compose.yaml", "config"]
     told = checked(command, **dict.fromkeys(NAMES, "planted"))
     assert told.returncode == 0, told.stderr
-    assert set(yaml.safe_load(told.stdout)["services"]) >= {"database", "prefect", "s3", "ray-head", "ray-worker", "worker"}
+    assert set(yaml.safe_load(told.stdout)["services"]) >= {
+        "database",
+        "prefect",
+        "s3",
+        "ray-head",
+        "ray-worker",
+        "worker",
+    }
     refused = checked(command)
     assert refused.returncode != 0
     assert "run deploy/secrets.sh first" in refused.stderr

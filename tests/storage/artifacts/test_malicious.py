@@ -48,7 +48,7 @@ def strange(group: zarr.Group, kind: str, folder: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_arrays_that_we_never_write_are_not_read(full: ArtifactStore, tmp_path: Path, kind: str) -> None:
     forge(full, versions_branch("photos"), lambda group: strange(group, kind, "params"))
-    with pytest.raises(StorageError, match="not read|not fit|damaged") as caught:
+    with pytest.raises(StorageError, match=r"not read|not fit|damaged") as caught:
         full.load("photos@2")
     assert "\n" not in str(caught.value)
     with pytest.raises(StorageError):
