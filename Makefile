@@ -1,6 +1,6 @@
 # Everything a user or developer runs. `make demo` and `make test` set up what they need, and may be run again.
 .DEFAULT_GOAL := help
-.PHONY: help setup compiler browser demo test test-fast check bench clean
+.PHONY: help setup compiler browser tools demo test test-fast check bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -32,10 +32,16 @@ browser:  # the tests of the Prefect pages need a real browser
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; \
 	  else echo "note: the browser tests will be skipped; for them: sudo apt-get install chromium chromium-driver"; fi; }
 
+tools:  # the tests of deploy/ run its scripts on a real Slurm, and let docker-compose read its file
+	@command -v slurmctld >/dev/null && command -v docker-compose >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm docker-compose >/dev/null; \
+	  else echo "note: some tests of deploy/ will be skipped; for them: sudo apt-get install slurm-wlm docker-compose"; fi; }
+
 demo: $(STAMP)  ## photographs -> data set -> dictionary on two Ray workers -> version 1 -> picture
 	examples/photographs.sh
 
-test: $(STAMP) browser  ## all tests, under 15 minutes on 2 cores
+test: $(STAMP) browser tools  ## all tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not e2e"
 	$(BIN)/python -m pytest -m e2e
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import server
+from . import password, server
 from .errors import PipelineError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def use(api: Api, *, quiet: bool = True) -> None:
     os.environ["PREFECT_API_URL"] = api.url
     if api.home:
         os.environ["PREFECT_HOME"] = api.home
+        os.environ[password.CLIENT] = password.read(server.state_folder())
     if quiet:
         # An error is said once, by the command; the log in the UI has the whole story.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -86,13 +87,16 @@ def client(api: Api) -> Generator[SyncPrefectClient]:
         with get_client(sync_client=True) as found:
             yield found
     except PrefectHTTPStatusError as err:
-        raise PipelineError(f"the Prefect server at {api.url} refuses: {_detail(err)}") from err
+        raise PipelineError(f"the Prefect server at {api.url} {refusal(err)}") from err
     except httpx.HTTPError as err:
         raise PipelineError(f"the Prefect server at {api.url} does not answer: {err}") from err
 
 
-def _detail(err: Any) -> str:
+def refusal(err: Any) -> str:
+    """What an error of HTTP status means, as the end of a sentence about the server."""
+    if err.response.status_code == 401:
+        return f"asks for a password: set {password.CLIENT}"
     try:
-        return str(err.response.json().get("detail"))[:300]
+        return f"refuses: {str(err.response.json().get('detail'))[:300]}"
     except ValueError:
-        return f"HTTP {err.response.status_code}"
+        return f"refuses: HTTP {err.response.status_code}"

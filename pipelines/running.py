@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .connection import Api, find_api, use
+from .connection import Api, find_api, refusal, use
 from .console import say
-from .errors import Cancelled
+from .errors import Cancelled, PipelineError
 from .reporter import Console, Reporter
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _as_flow(api: Api, program: Program, job: BaseModel, console: Reporter) -> A
     use(api)
     import httpx
     from prefect import tags
-    from prefect.exceptions import CancelledRun
+    from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
 
     from . import flows
 
@@ -65,6 +65,8 @@ def _as_flow(api: Api, program: Program, job: BaseModel, console: Reporter) -> A
             return getattr(flows, program)(params=job)
     except CancelledRun as err:
         raise Cancelled(str(err)) from None
+    except PrefectHTTPStatusError as err:
+        raise PipelineError(f"the Prefect server at {api.url} {refusal(err)}") from err
     except httpx.TransportError as err:
         say(f"the Prefect server at {api.url} went away ({type(err).__name__}); going on without it")
         # What the workers did is in the store: the plain call continues there.

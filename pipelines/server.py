@@ -1,7 +1,7 @@
 """`sparsefleet up` and `down`: a Prefect server and a process worker of our own, on loopback, as two daemons.
 
 Their pids, with the time they were created at, stand in a state file: only processes that still match both are ours.
-The server keeps its database, and everything else that Prefect writes, in a folder of its own.
+The server keeps its database, and everything else that Prefect writes, in a folder of its own, and asks for a password.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from . import password
 from .errors import PipelineError
 
 POOL = "local"
@@ -96,6 +97,7 @@ def up(host: str = "127.0.0.1", port: int | None = None, *, worker: bool = True)
     folder = state_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(_lock_file()):
+        password.ensure(folder)
         local = running()
         if local is None:
             # A worker whose server has died would poll a dead address for ever.
@@ -118,14 +120,17 @@ def down() -> Local | None:
 
 
 def client_environment(local: Local | None) -> dict[str, str]:
-    """The variables by which Prefect in this process finds `local` and keeps its files with it."""
+    """The variables by which Prefect in a process finds `local`, logs in and keeps its files with it."""
     out = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
-    return out | ({"PREFECT_API_URL": local.api, "PREFECT_HOME": local.home} if local else {})
+    if local is None:
+        return out
+    auth = password.read(state_folder())
+    return out | {"PREFECT_API_URL": local.api, "PREFECT_HOME": local.home, password.CLIENT: auth}
 
 
 def healthy(api: str, timeout: float = 3.0) -> bool:
@@ -166,6 +171,7 @@ def _spawn(local: Local, name: str, command: list[str]) -> Local:
     }
     if name == "server":
         del environment["PREFECT_API_URL"]
+        environment[password.SERVER] = environment[password.CLIENT]
     with log_file(name).open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *command],
@@ -201,7 +207,8 @@ def _wait_for(local: Local) -> None:
 
 def _make_pool(api: str) -> None:
     body = json.dumps({"name": POOL, "type": "process", "description": "this machine"}).encode()
-    request = urllib.request.Request(f"{api}/work_pools/", body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **password.header(password.read(state_folder()))}
+    request = urllib.request.Request(f"{api}/work_pools/", body, headers)
     try:
         urllib.request.urlopen(request, timeout=20).close()
     except urllib.error.HTTPError as err:

@@ -11,19 +11,22 @@ from ..console import JSON, emit, say
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; other machines need yours.")
 @click.option("--port", type=int, help="By default 4200, or the next free port.")
 @click.option("--worker/--no-worker", default=True, help="Also start a worker for the work pool 'local'.")
+@click.option("--show-password", is_flag=True, help="Say what the login page of the UI asks for.")
 @JSON
-def command(host: str, port: int | None, worker: bool, as_json: bool) -> None:
+def command(host: str, port: int | None, worker: bool, show_password: bool, as_json: bool) -> None:
     """Start the local Prefect server with its UI, and a worker; do nothing if they run.
 
-    It listens on this machine only, keeps its database in its own folder and tells nobody. From then on, `ingest`,
-    `learn` and `encode` run as flows that the UI shows.
+    It listens on this machine only, asks for a password (commands of yours know it), keeps its database in its own
+    folder and tells nobody. From then on, `ingest`, `learn` and `encode` run as flows that the UI shows.
     """
-    from .. import server
+    from .. import password, server
     from ..connection import Api
     from ..submitting import PROGRAMS, register
 
     if host not in ("127.0.0.1", "localhost", "::1"):
-        say(f"warning: whoever reaches {host} can run flows on this machine")
+        say(
+            f"warning: who reaches {host} and has the password can run flows here, and HTTP does not hide it on its way"
+        )
     before = server.describe(server.running())
     if not before["running"]:
         say("starting the Prefect server (the first time takes a little longer) …")
@@ -32,8 +35,12 @@ def command(host: str, port: int | None, worker: bool, as_json: bool) -> None:
         for program in PROGRAMS:
             register(program, server.POOL, Api(local.api, local.home))
 
+    shown = {"password": password.read(server.state_folder())} if show_password else {}
+
     def show() -> None:
         click.echo(f"UI: {local.url}")
+        click.echo(f"its password: {shown.get('password', 'sparsefleet up --show-password')}")
+        say("log in there once; links to a run's page work from then on")
         say("next: sparsefleet learn … (shown in the UI), or with --submit local; sparsefleet down stops it")
 
-    emit(server.describe(local), as_json, show)
+    emit(server.describe(local) | shown, as_json, show)

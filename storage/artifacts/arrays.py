@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import psutil
 import zarr
 from numpy.typing import ArrayLike, NDArray
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.core.metadata import ArrayV3Metadata
 
-from ..errors import BadData
+from ..errors import BadData, StorageError
 from .names import check_keys
 
 Arrays = dict[str, NDArray[Any]]
@@ -74,8 +76,26 @@ def read_arrays(group: zarr.Group, folder: str = "") -> Arrays:
     found = group.get(folder) if folder else group
     if not isinstance(found, zarr.Group):
         return {}
-    members = found.members(max_depth=None)
-    return {key: np.asarray(member[...]) for key, member in sorted(members) if isinstance(member, zarr.Array)}
+    arrays = {key: member for key, member in sorted(found.members(max_depth=None)) if isinstance(member, zarr.Array)}
+    _refuse_foreign(arrays)
+    return {key: np.asarray(array[...]) for key, array in arrays.items()}
+
+
+def _refuse_foreign(arrays: Mapping[str, zarr.Array[Any]]) -> None:
+    """StorageError for what this module never writes: a store may come from anywhere, and zarr would believe it.
+
+    Other codecs could unpack a little into a lot, or run code; a size is only a claim until it is allocated.
+    """
+    check_keys(list(arrays), "an array")
+    for key, array in arrays.items():
+        if array.dtype.kind not in "biufc":
+            raise StorageError(f"array {key} has dtype {array.dtype}: a store holds numbers only, it is not read")
+        codecs = array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else (None,)
+        if not all(isinstance(codec, (BytesCodec, Crc32cCodec)) for codec in codecs):
+            raise StorageError(f"array {key} is encoded as no store of ours encodes it: it is not read")
+    size, room = sum(array.nbytes for array in arrays.values()), psutil.virtual_memory().available
+    if size > room:
+        raise StorageError(f"arrays of {size:,} bytes do not fit the {room:,} bytes of memory that are free")
 
 
 def checksum(array: NDArray[Any]) -> str:

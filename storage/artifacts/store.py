@@ -152,7 +152,7 @@ class ArtifactStore:
         version = self.resolve(ref)
         with self._repo.reading(version.snapshot, version.ref) as group:
             card = read_card(group.attrs.get("card"), version.ref)
-            figures = {key: array.tobytes() for key, array in read_arrays(group, FIGURES).items()}
+            figures = {names.check_figure(k): a.tobytes() for k, a in read_arrays(group, FIGURES).items()}
             params, history = read_arrays(group, PARAMS), read_arrays(group, HISTORY)
         return Artifact(version, params, card.model_dump(mode="json"), history, figures)
 

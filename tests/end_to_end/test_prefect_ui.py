@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from sparsefleet.storage import ArtifactStore
+from sparsefleet.pipelines import password
+from sparsefleet.pipelines.errors import PipelineError
+from sparsefleet.pipelines.server import state_folder
+from sparsefleet.storage import ArtifactStore, StorageError
 
 pytestmark = pytest.mark.e2e
 RUN = "from sparsefleet.pipelines.cli import main; main()"
@@ -21,7 +24,8 @@ RUN = "from sparsefleet.pipelines.cli import main; main()"
 
 def api(server: Any, path: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{server.api}/{path}", data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **password.header(password.read(state_folder()))}
+    request = urllib.request.Request(f"{server.api}/{path}", data, headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.loads(answer.read() or "null")
 
@@ -46,7 +50,7 @@ def learned(prefect_server, cli, patches, tmp_path_factory) -> tuple[Path, dict[
     return folder, json.loads(done.stdout) | {"run_page": done.stderr.split("watch it at ")[1].split()[0]}
 
 
-def test_the_run_page_shows_progress_metrics_and_the_atoms(learned, browser, tmp_path):
+def test_the_run_page_shows_progress_metrics_and_the_atoms(learned, prefect_server, browser, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.wait import WebDriverWait
 
@@ -64,6 +68,10 @@ def test_the_run_page_shows_progress_metrics_and_the_atoms(learned, browser, tmp
         return next(a.get_attribute("href") for a in links if key in a.text.split())
 
     _, said = learned
+    browser.get(prefect_server.url)
+    assert "Dashboard" not in text_with("Login")
+    browser.find_element(By.CSS_SELECTOR, "input[type=password]").send_keys(password.read(state_folder()), "\n")
+    text_with("Dashboard")
     browser.get(said["run_page"])
     page = text_with("bars-bsc-H16-seed0")
     assert "Completed" in page
@@ -146,7 +154,7 @@ def test_a_submitted_run_is_cancelled_and_resumed(prefect_server, cli, patches, 
     run = json.loads(submitted.stdout)["id"]
     store = tmp_path / "artifacts"
     wait_for(lambda: store.exists() and api(prefect_server, f"flow_runs/{run}")["state"]["type"] == "RUNNING")
-    committed = wait_for(lambda: unfinished(store))
+    committed = wait_for(lambda: unfinished_so_far(store))
     assert committed[0].job["data"] == patches
     engine = wait_for(lambda: flow_processes(run))
 
@@ -265,6 +273,51 @@ def test_up_is_idempotent_and_listens_on_this_machine_only(prefect_server, cli, 
     assert settings["home"] == prefect_server.home
 
 
+def test_who_has_no_password_learns_nothing(prefect_server, cli, tmp_path):
+    for header in ({}, password.header("sparsefleet:guess"), {"Authorization": "Basic ?"}):
+        for path in ("flow_runs/filter", "work_pools/", "admin/settings"):
+            request = urllib.request.Request(f"{prefect_server.api}/{path}", b"{}", header)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=20)
+            assert refused.value.code == 401
+    stranger = {"PREFECT_API_URL": prefect_server.api, "SPARSEFLEET_HOME": str(tmp_path)}
+    for words in (["status"], ["ingest", "arrays", "rows.npy", "--out", "rows.zarr"]):
+        np.save(tmp_path / "rows.npy", np.zeros((3, 2)))
+        done = cli(*words, cwd=tmp_path, **stranger)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("asks for a password: set PREFECT_API_AUTH_STRING")
+        assert "Traceback" not in done.stderr
+
+
+def test_the_password_is_shown_to_its_owner_alone(prefect_server, cli, tmp_path):
+    secret = password.read(state_folder())
+    assert len(secret.partition(":")[2]) == 32
+    assert state_folder().stat().st_mode & 0o777 == 0o700
+    assert (state_folder() / "password").stat().st_mode & 0o777 == 0o600
+    assert secret not in cli("up", cwd=tmp_path).stdout
+    assert secret in cli("up", "--show-password", cwd=tmp_path).stdout
+    for process in (psutil.Process(pid) for pid, _ in prefect_server.pids.values()):
+        assert secret not in " ".join(process.cmdline())
+    settings = json.dumps(api(prefect_server, "admin/settings"))
+    assert secret not in settings
+    assert "auth_string" in settings
+
+
+def test_a_password_that_is_lost_or_no_password_is_said(tmp_path):
+    with pytest.raises(PipelineError, match="cannot be read"):
+        password.read(tmp_path)
+    (tmp_path / "password").write_text("\n")
+    with pytest.raises(PipelineError, match="holds no password"):
+        password.read(tmp_path)
+    (tmp_path / "password").unlink()
+    password.ensure(tmp_path)
+    (tmp_path / "password").chmod(0o644)
+    first = password.read(tmp_path)
+    password.ensure(tmp_path)
+    assert password.read(tmp_path) == first
+    assert (tmp_path / "password").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_stale_state_file_ends_nobody(tmp_path, monkeypatch):
     from sparsefleet.pipelines import server
 
@@ -279,6 +332,14 @@ def test_a_stale_state_file_ends_nobody(tmp_path, monkeypatch):
 
 def unfinished(store: Path) -> list[Any]:
     return ArtifactStore(str(store), create=False).runs()
+
+
+def unfinished_so_far(store: Path) -> list[Any]:
+    """As `unfinished`, of a store that somebody is just making."""
+    try:
+        return unfinished(store)
+    except StorageError:
+        return []
 
 
 def flow_processes(run: str) -> list[psutil.Process]:

@@ -195,6 +195,19 @@ def test_closing_the_run_ends_its_processes(make_data, tmp_path, own, engine):
 
 
 @e2e
+def test_a_cluster_that_grows_is_waited_for(make_data, tmp_path, monkeypatch):
+    job = LearnJob(data=make_data(), store=str(tmp_path / "s"), atoms=3, engine="ray", workers=9, threads=1)
+    with pytest.raises(JobError, match="need 9 CPUs, but the Ray cluster has 2"):
+        list(run("learn", job))
+    monkeypatch.setenv("SPARSEFLEET_RAY_WAIT", "3")
+    with pytest.raises(EngineError, match=r"no room for 9 workers of .* within 3 s"):
+        list(run("learn", job))
+    monkeypatch.setenv("SPARSEFLEET_RAY_WAIT", "soon")
+    with pytest.raises(JobError, match="SPARSEFLEET_RAY_WAIT='soon'"):
+        list(run("learn", job))
+
+
+@e2e
 @pytest.mark.parametrize("engine", ["local", *GROUPS])
 def test_encode_writes_the_same_codes(make_data, tmp_path, engine):
     data = make_data()

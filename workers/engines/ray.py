@@ -25,6 +25,7 @@ from ..program import run_program
 from ..progress import Progress
 from .failures import FINAL, GroupLost, describe, revive
 from .folders import end_users, temporary_folder
+from .ray_token import own_token
 from .restarts import with_restarts
 
 POLL_SECONDS = 0.2
@@ -39,6 +40,7 @@ END_SECONDS = 2.0
 HEAD_SECONDS = 40.0
 KEPT = "The state of the last commit is kept: run the same job again"
 OBJECT_STORE_BYTES = 128 * 2**20
+GROWS = "SPARSEFLEET_RAY_WAIT"
 # Without it, RAY_ADDRESS in the environment would be taken for the cluster to join.
 OWN = "local"
 
@@ -190,7 +192,7 @@ def _cluster(job: Job) -> Generator[Cluster, None, None]:
     size: dict[str, Any] = {"num_cpus": job.workers * threads_of(job), "object_store_memory": OBJECT_STORE_BYTES}
     with temporary_folder("ray", short=True) as folder:
         try:
-            with _connection(address=OWN, include_dashboard=False, _temp_dir=str(folder), **size):
+            with own_token(), _connection(address=OWN, include_dashboard=False, _temp_dir=str(folder), **size):
                 _check_size(job)
                 yield Cluster(local=True, address=None)
         finally:
@@ -246,14 +248,15 @@ def _members(job: Job, cluster: Cluster) -> Generator[list[Any], None, None]:
     have = ray.cluster_resources().get("GPU", 0)
     if job.device == "cuda" or (job.device == "auto" and have >= job.workers):
         share["GPU"] = 1
+    seconds = _patience() or PLACEMENT_SECONDS
     group = placement_group([share] * job.workers, strategy="PACK" if cluster.local else "SPREAD")
     members: list[Any] = []
     try:
         try:
-            cluster.get(group.ready())
+            cluster.get(group.ready(), seconds)
         except GetTimeoutError as err:
             raise EngineError(
-                f"the cluster had no room for {job.workers} workers of {share} within {PLACEMENT_SECONDS:.0f} s"
+                f"the cluster had no room for {job.workers} workers of {share} within {seconds:.0f} s"
             ) from err
         actor = ray.remote(Member)
         for rank in range(job.workers):
@@ -385,9 +388,20 @@ def _answers(head: str) -> bool:
     return True
 
 
+def _patience() -> float | None:
+    """Seconds that a group may wait for a cluster that grows; None: what is not there now will not come."""
+    given = os.environ.get(GROWS)
+    try:
+        return float(given) if given else None
+    except ValueError:
+        raise JobError(f"{GROWS}={given!r}: give the seconds to wait for a Ray cluster that grows") from None
+
+
 def _check_size(job: Job) -> None:
     import ray
 
+    if _patience():
+        return
     have = ray.cluster_resources()
     need = job.workers * threads_of(job)
     if have.get("CPU", 0) < need:
