@@ -51,6 +51,8 @@ class Probe:
     """[D] float64, per dimension."""
     sample: Tensor
     """[m, D] float64, a few thousand rows drawn evenly from the data set."""
+    widths: tuple[int, ...] = ()
+    """Columns of each of the model's `arrays`, in order; empty: the rows are one array."""
 
     @property
     def dim(self) -> int:
@@ -127,6 +129,16 @@ class Model(ABC):
         """`dtype` as torch spells it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Arrays of the data set that make up a row of `Batch.x`, side by side; D counts the columns of all."""
+        return ("data",)
+
+    @property
+    def encode_arrays(self) -> tuple[str, ...]:
+        """Those that `encode` needs."""
+        return self.arrays[:1]
+
     @abstractmethod
     def schedule(self) -> Schedule:
         """The schedule that a user gets who names none."""
@@ -174,6 +186,10 @@ class Model(ABC):
     @abstractmethod
     def dictionary(self, params: Params) -> Tensor:
         """The atoms as columns, [D, H]."""
+
+    def input_dim(self, params: Params) -> int:
+        """Columns of the first of `arrays`."""
+        return self.dictionary(params).shape[0]
 
     @abstractmethod
     def memory(self, rows: int, dim: int) -> int:

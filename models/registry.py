@@ -19,6 +19,15 @@ MODELS = {
     "mca": "sparsefleet.models.truncated.maximal:MCA",
     "mmca": "sparsefleet.models.truncated.maximal:MMCA",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
+    "abstopk": "sparsefleet.models.autoencoders.topk:AbsTopK",
+    "groupmax": "sparsefleet.models.autoencoders.topk:GroupMax",
+    "gsae": "sparsefleet.models.autoencoders.downstream:GradientTopK",
+    "batchtopk": "sparsefleet.models.autoencoders.batch:BatchTopK",
+    "batchabstopk": "sparsefleet.models.autoencoders.batch:BatchAbsTopK",
+    "matryoshka": "sparsefleet.models.autoencoders.matryoshka:Matryoshka",
+    "relu": "sparsefleet.models.autoencoders.relu:ReLU",
+    "gated": "sparsefleet.models.autoencoders.gated:Gated",
+    "jumprelu": "sparsefleet.models.autoencoders.jumprelu:JumpReLU",
 }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..models import Batch
 from ..storage import ArtifactStore, Dataset, open_dataset
+from ..workers.columns import read_columns
 from ..workers.errors import JobError
 from ..workers.job import EncodeJob
 from ..workers.start import Dictionary, load_dictionary
@@ -94,7 +95,7 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
     found = load_dictionary(job)
     rows = min(data.rows, DRY_ROWS)
     check_fits(found, data)
-    x = torch.from_numpy(np.ascontiguousarray(data.read(0, rows))).to(found.model.torch_dtype)
+    x = torch.from_numpy(read_columns(data, found.model.encode_arrays, 0, rows)).to(found.model.torch_dtype)
     begun = time.monotonic()
     codes = found.model.encode(found.params, Batch(x))
     speed = rows / max(time.monotonic() - begun, 1e-9)
@@ -113,7 +114,7 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
 
 def check_fits(found: Dictionary, data: Dataset) -> None:
     """Raises JobError where the dictionary was learned for rows of another length."""
-    dim = found.model.dictionary(found.params).shape[0]
+    dim = found.model.input_dim(found.params)
     if dim != data.dim:
         raise JobError(
             f"dictionary {found.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"

@@ -7,6 +7,7 @@ import torch
 
 from ..models import Batch, Codes
 from ..storage import Dataset, DatasetWriter, Shard, create_dataset, open_writer
+from .columns import read_columns, widths
 from .errors import JobError
 from .job import EncodeJob
 from .start import Dictionary
@@ -21,12 +22,14 @@ class ShardEncoder:
         self._ref, self._snapshot = dictionary.ref, dictionary.snapshot
         self._device = device
         self._params = {n: p.to(device) for n, p in dictionary.params.items()}
-        dim = self._model.dictionary(self._params).shape[0]
-        if data.dim != dim:
+        self._arrays = self._model.encode_arrays
+        found = widths(data, self._arrays)
+        dim = self._model.input_dim(self._params)
+        if found[0] != dim:
             raise JobError(
-                f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"
+                f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {found[0]}"
             )
-        self._width = self._encode(np.zeros((1, dim), dtype=np.float32)).indices.shape[1]
+        self._width = self._encode(np.zeros((1, sum(found)), dtype=np.float32)).indices.shape[1]
 
     def create(self) -> None:
         """Lay out the data set of codes, sharded as the data is; continues an unfinished one of the same kind."""
@@ -55,7 +58,7 @@ class ShardEncoder:
         """Encode one shard and write it; returns how many entries its codes have."""
         step = self._job.batch_rows
         parts = [
-            self._encode(self._data.read(start, min(start + step, shard.stop)))
+            self._encode(read_columns(self._data, self._arrays, start, min(start + step, shard.stop)))
             for start in range(shard.start, shard.stop, step)
         ]
         indices = torch.cat([p.indices for p in parts]).cpu().numpy()

@@ -1,5 +1,18 @@
 """The few hot spots that are compiled for CPUs, each behind a function with a torch twin that runs anywhere."""
 
-from .rows import top_k
+from .bags import Gradients, add_gradients, decode, inner_products
+from .rows import pack, top_k
+from .steps import Adam, Moments, Tangent, tangent
 
-__all__ = ["top_k"]
+__all__ = [
+    "Adam",
+    "Gradients",
+    "Moments",
+    "Tangent",
+    "add_gradients",
+    "decode",
+    "inner_products",
+    "pack",
+    "tangent",
+    "top_k",
+]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sparsefleet.models import MODELS, TRAINING, Batch, ModelError, Probe, Stage, load_model_class, make_model
 
-ROWS, DIM, ATOMS = 60, 7, 12
+ROWS, DIM, ATOMS = 60, 8, 12
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ CASES = [
     Case("mca", {"h_prime": 5, "gamma": 3}),
     Case("mmca", {"h_prime": 4, "gamma": 4, "superposition": "smooth"}),
     Case("topk", {"k": 3}),
+    Case("abstopk", {"k": 3}),
+    Case("groupmax", {"k": 4}),
+    Case("gsae", {"k": 3}),
+    Case("batchtopk", {"k": 3}),
+    Case("batchabstopk", {"k": 3}),
+    Case("matryoshka", {"k": 3}),
+    Case("relu"),
+    Case("gated"),
+    Case("jumprelu"),
 ]
 STAGE = Stage(step=3, steps=10, rows=ROWS)
 each = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -142,7 +151,7 @@ def test_codes_have_the_promised_form(case):
 @each
 def test_dictionary_is_dim_by_atoms(case):
     model = case.model()
-    assert model.dictionary(start(model)).shape == (DIM, ATOMS)
+    assert model.dictionary(start(model)).shape == (DIM // len(model.arrays), ATOMS)
 
 
 @each
