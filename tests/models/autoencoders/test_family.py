@@ -53,14 +53,14 @@ def data(model: Autoencoder, rows: int = 400, seed: int = 0) -> torch.Tensor:
     x = sparse_rows(rows, unit_atoms(20, DIM, seed), 3, 0.1, seed) + 0.3
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(DIM, OUT, generator=generator, dtype=torch.float64)
-    parts = {"data": x, "outputs": (x @ mix).tanh()}
+    parts = {"data": x, "outputs": (x @ mix).tanh(), "flipped": x.flip(1)}
     out = parts[model.target or "data"].shape[1]
     parts["gradients"] = torch.randn(rows, out, generator=generator, dtype=torch.float64)
     return torch.cat([parts[a] for a in model.arrays], dim=1)
 
 
 def probe(model: Autoencoder, raw: torch.Tensor) -> Probe:
-    out = OUT if model.target else DIM
+    out = OUT if model.target == "outputs" else DIM
     widths = tuple({"data": DIM}.get(a, out) for a in model.arrays)
     return Probe(len(raw), raw.mean(0), raw.var(0, correction=0), raw, widths)
 
