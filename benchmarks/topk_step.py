@@ -20,7 +20,9 @@ from dataclasses import replace
 
 import torch
 from sparsefleet.models import Batch, Params, Probe, Stage
-from sparsefleet.models.autoencoders.topk import DEAD, RESIDUAL, SILENT, WEIGHTS, TopK
+from sparsefleet.models.autoencoders.autoencoder import WEIGHTS
+from sparsefleet.models.autoencoders.names import DEAD, RESIDUAL, SILENT
+from sparsefleet.models.autoencoders.topk import TopK
 from torch import Tensor
 
 STAGE = Stage(step=500, steps=10_000)

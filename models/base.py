@@ -53,6 +53,8 @@ class Probe:
     """[D] float64, per dimension."""
     sample: Tensor
     """[m, D] float64, a few thousand rows drawn evenly from the data set; the mean in place of missing entries."""
+    widths: tuple[int, ...] = ()
+    """Columns of each of the model's `arrays`, in order; empty: the rows are one array."""
 
     @property
     def dim(self) -> int:
@@ -133,6 +135,15 @@ class Model(ABC):
     def accepts_missing(self) -> bool:
         """Whether NaN entries of a row count as missing values; otherwise they are an error."""
         return False
+
+    def arrays(self) -> tuple[str, ...]:
+        """Arrays of the data set that make up a row of `Batch.x`, side by side; D counts the columns of all."""
+        return ("data",)
+
+    @property
+    def encode_arrays(self) -> tuple[str, ...]:
+        """Those that `encode` needs."""
+        return self.arrays[:1]
 
     @abstractmethod
     def schedule(self) -> Schedule:
@@ -222,6 +233,10 @@ class Model(ABC):
     @abstractmethod
     def dictionary(self, params: Params) -> Tensor:
         """The atoms as columns, [D, H]."""
+
+    def input_dim(self, params: Params) -> int:
+        """Columns of the first of `arrays`."""
+        return self.dictionary(params).shape[0]
 
     @abstractmethod
     def memory(self, rows: int, dim: int) -> int:

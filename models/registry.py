@@ -26,6 +26,15 @@ MODELS = {
     "snmf": "sparsefleet.models.factorization.snmf:SNMF",
     "nmf": "sparsefleet.models.factorization.nmf:NMF",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
+    "abstopk": "sparsefleet.models.autoencoders.topk:AbsTopK",
+    "groupmax": "sparsefleet.models.autoencoders.topk:GroupMax",
+    "gsae": "sparsefleet.models.autoencoders.downstream:GradientTopK",
+    "batchtopk": "sparsefleet.models.autoencoders.batch:BatchTopK",
+    "batchabstopk": "sparsefleet.models.autoencoders.batch:BatchAbsTopK",
+    "matryoshka": "sparsefleet.models.autoencoders.matryoshka:Matryoshka",
+    "relu": "sparsefleet.models.autoencoders.relu:ReLU",
+    "gated": "sparsefleet.models.autoencoders.gated:Gated",
+    "jumprelu": "sparsefleet.models.autoencoders.jumprelu:JumpReLU",
 }
 
 

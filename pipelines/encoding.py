@@ -12,6 +12,7 @@ import torch
 
 from ..models import Batch, Codes
 from ..storage import ArtifactStore, Dataset, open_dataset
+from ..workers.columns import read_columns
 from ..workers.encoding import check_complete, infer
 from ..workers.errors import JobError
 from ..workers.job import EncodeJob
@@ -118,7 +119,7 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
     rows = min(data.rows, DRY_ROWS)
     check_fits(found, data)
     check_complete(data, found.model)
-    x = torch.from_numpy(np.ascontiguousarray(data.read(0, rows))).to(found.model.torch_dtype)
+    x = torch.from_numpy(read_columns(data, found.model.encode_arrays, 0, rows)).to(found.model.torch_dtype)
     params = found.model.prepare(found.params)
     begun = time.monotonic()
     codes = infer(found.model, params, Batch(x), job.wanted)
@@ -139,7 +140,7 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
 
 def check_fits(found: Dictionary, data: Dataset) -> None:
     """Raises JobError where the dictionary was learned for rows of another length."""
-    dim = found.model.dictionary(found.params).shape[0]
+    dim = found.model.input_dim(found.params)
     if dim != data.dim:
         raise JobError(
             f"dictionary {found.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"

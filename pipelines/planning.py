@@ -9,6 +9,7 @@ import torch
 
 from ..models import Batch, Model
 from ..storage import open_dataset
+from ..workers.columns import read_columns
 from ..workers.communicator import Solo
 from ..workers.feed import Feed
 from ..workers.job import LearnJob
@@ -53,7 +54,8 @@ def measure(job: LearnJob) -> float:
     feed = Feed(data, model, schedule, Solo(), rows=rows, seed=job.seed, budget=2**28, device=device)
     params = model.init(feed.probe(), torch.Generator().manual_seed(job.seed))
     params = {n: p.to(device) for n, p in params.items()}
-    x = torch.from_numpy(data.read(0, min(rows, schedule.batch_rows))).to(device, model.torch_dtype)
+    block = read_columns(data, model.arrays, 0, min(rows, schedule.batch_rows))
+    x = torch.from_numpy(block).to(device, model.torch_dtype)
     _once(model, params, x, feed)
     begun, done = time.monotonic(), 0
     while time.monotonic() - begun < TRIAL_SECONDS or not done:

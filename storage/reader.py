@@ -49,6 +49,10 @@ class Dataset:
         """D: numbers in one row of `data`; for codes k, the entries kept in one row of `values`."""
         return int(np.prod(self._header.main.shape, dtype=np.int64))
 
+    def width(self, array: str) -> int:
+        """Numbers in one row of `array`."""
+        return int(np.prod(self._header.arrays[array].shape, dtype=np.int64))
+
     @property
     def dtype(self) -> np.dtype:
         """Type of `data`; for codes that of `values`."""

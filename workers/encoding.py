@@ -10,6 +10,7 @@ import torch
 from ..models import Batch, Codes, Model, Params, Wanted
 from ..models.pursuit import Given, squared_errors
 from ..storage import Dataset, DatasetWriter, Shard, create_dataset, open_writer
+from .columns import read_columns, widths
 from .errors import JobError
 from .job import EncodeJob
 from .start import Dictionary
@@ -26,14 +27,16 @@ class ShardEncoder:
         self._params = self._model.prepare({n: p.to(device) for n, p in dictionary.params.items()})
         self.squares = [0.0, 0.0]
         """Σ‖x - D a‖² and Σ‖x‖² of the rows coded so far, where a coder codes them; else zero."""
-        dim = self._model.dictionary(self._params).shape[0]
         self.note = f"; {self._model.note(self._params)}" if isinstance(self._model, Given) else ""
-        if data.dim != dim:
+        self._arrays = self._model.encode_arrays
+        found = widths(data, self._arrays)
+        dim = self._model.input_dim(self._params)
+        if found[0] != dim:
             raise JobError(
-                f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"
+                f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {found[0]}"
             )
         check_complete(data, self._model)
-        self._trial = self._encode(np.zeros((1, dim), dtype=np.float32))
+        self._trial = self._encode(np.zeros((1, sum(found)), dtype=np.float32))
 
     def create(self) -> None:
         """Lay out the data set of codes, sharded as the data is; continues an unfinished one of the same kind."""
@@ -69,7 +72,7 @@ class ShardEncoder:
         """Encode one shard and write it; returns how many entries its codes have."""
         step = self._job.batch_rows
         parts = [
-            self._encode(self._data.read(start, min(start + step, shard.stop)))
+            self._encode(read_columns(self._data, self._arrays, start, min(start + step, shard.stop)))
             for start in range(shard.start, shard.stop, step)
         ]
         blocks = {name: np.concatenate([part[name] for part in parts]) for name in self._trial}

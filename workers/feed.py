@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..models import Batch, Model, Probe, Schedule, Stage
 from ..storage import Dataset
+from .columns import read_columns, widths
 from .communicator import Communicator
 from .errors import JobError
 
@@ -62,6 +63,7 @@ class Feed:
         """`rows`: use the first so many; `budget`: bytes of rows that this worker may keep in memory."""
         self._data, self._model, self._schedule, self._comm = data, model, schedule, comm
         self._rows, self._seed, self._device = rows, seed, device
+        self._widths = widths(data, model.arrays)
         self._cache = _BlockCache(self._read, budget)
         self._chunk = min(data.chunk_rows, rows)
         self._group_chunks = group_chunks(schedule, self._chunk)
@@ -90,8 +92,8 @@ class Feed:
         sample = torch.from_numpy(np.concatenate(blocks))
         mean, variance = moments(sample)
         thin = torch.linspace(0, len(sample) - 1, min(PROBE_SAMPLE, len(sample))).long()
-        sample = sample[thin]
-        return Probe(self._rows, mean, variance, torch.where(torch.isnan(sample), mean, sample))
+        sample = torch.where(torch.isnan(sample[thin]), mean, sample[thin])
+        return Probe(self._rows, mean, variance, sample, self._widths)
 
     # -- one update per pass ---------------------------------------------------------------------------------------
 
@@ -173,10 +175,10 @@ class Feed:
         return self._schedule.at(step, self.updates, seed=self._seed, rows=self._rows)
 
     def _empty(self) -> Batch:
-        return Batch(torch.empty(0, self._data.dim, dtype=self._model.torch_dtype, device=self._device))
+        return Batch(torch.empty(0, sum(self._widths), dtype=self._model.torch_dtype, device=self._device))
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
-        block = torch.from_numpy(np.ascontiguousarray(self._data.read(start, stop))).to(self._model.torch_dtype)
+        block = torch.from_numpy(read_columns(self._data, self._model.arrays, start, stop)).to(self._model.torch_dtype)
         finite = torch.isfinite(block).all(1)
         if self._model.accepts_missing and not bool(finite.all()):
             finite = ~torch.isinf(block).any(1)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..models import Batch, Model, Probe, Schedule, Stage
 from ..storage import Dataset, open_dataset
+from .columns import widths
 from .errors import JobError
 from .feed import group_chunks
 from .job import Job, LearnJob
@@ -61,18 +62,19 @@ def plan(job: LearnJob) -> Plan:
     schedule = job.build_schedule(model)
     rows = min(job.rows or data.rows, data.rows)
     per_pass = 1 if schedule.update_every == "pass" else max(1, round(rows / schedule.batch_rows))
-    need = model.memory(min(worker_batch(job, schedule), data.rows), data.dim) + model.row_memory() * math.ceil(
+    dim = sum(widths(data, model.arrays))
+    need = model.memory(min(worker_batch(job, schedule), data.rows), dim) + model.row_memory() * math.ceil(
         rows / job.workers
     )
     feed = feed_budget(job, model, schedule, data)
-    statistics = _statistics_bytes(model, data.dim)
+    statistics = _statistics_bytes(model, widths(data, model.arrays))
     return Plan(
         run_id=run_id_of(job, data),
         rows=rows,
         dim=data.dim,
         atoms=model.atoms,
         shards=len(data.shards()),
-        data_bytes=rows * data.dim * data.dtype.itemsize,
+        data_bytes=rows * dim * data.dtype.itemsize,
         workers=job.workers,
         threads=threads_of(job),
         # Only here is the device this process's own; other engines look for theirs where they run.
@@ -81,12 +83,12 @@ def plan(job: LearnJob) -> Plan:
         updates=schedule.passes * per_pass,
         batch_rows=schedule.batch_rows,
         model_bytes_per_worker=need,
-        feed_bytes_per_worker=min(feed, math.ceil(rows / job.workers) * data.dim * _itemsize(model)),
-        memory_bytes_per_worker=PROCESS_BYTES + need + min(feed, rows * data.dim * _itemsize(model) // job.workers),
+        feed_bytes_per_worker=min(feed, math.ceil(rows / job.workers) * dim * _itemsize(model)),
+        memory_bytes_per_worker=PROCESS_BYTES + need + min(feed, rows * dim * _itemsize(model) // job.workers),
         memory_limit_per_worker=memory_limit(job),
         statistics_bytes=statistics,
         traffic_bytes_per_update=2 * statistics * (job.workers - 1) // job.workers,
-        flops_per_row=model.flops(data.dim),
+        flops_per_row=model.flops(dim),
     )
 
 
@@ -104,10 +106,11 @@ def feed_budget(job: LearnJob, model: Model, schedule: Schedule, data: Dataset) 
     ahead = 4 * batch
     if schedule.update_every == "batch":
         ahead += min(group_chunks(schedule, chunk) * chunk, data.rows)
-    need = PROCESS_BYTES + remembered + model.memory(batch, data.dim) + ahead * data.dim * _itemsize(model)
+    dim = sum(widths(data, model.arrays))
+    need = PROCESS_BYTES + remembered + model.memory(batch, dim) + ahead * dim * _itemsize(model)
     if need > limit:
         raise JobError(
-            f"atoms={job.atoms:,} with {batch:,} rows of {data.dim:,} dimensions at once need "
+            f"atoms={job.atoms:,} with {batch:,} rows of {dim:,} dimensions at once need "
             f"{need / GIB:,.1f} GiB per worker, but a worker may use {limit / GIB:,.1f} GiB; "
             "use fewer atoms, a smaller batch_rows, or more memory_gib"
         )
@@ -158,9 +161,11 @@ def _itemsize(model: Model) -> int:
     return model.torch_dtype.itemsize
 
 
-def _statistics_bytes(model: Model, dim: int) -> int:
+def _statistics_bytes(model: Model, widths: tuple[int, ...]) -> int:
     """Bytes of one all-reduce, taken from the statistics of no rows under start values of the right shapes."""
-    probe = Probe(1, torch.zeros(dim).double(), torch.ones(dim).double(), torch.eye(min(dim, 8), dim).double())
+    dim = sum(widths)
+    sample = torch.eye(min(dim, 8), dim).double()
+    probe = Probe(1, torch.zeros(dim).double(), torch.ones(dim).double(), sample, widths)
     params = model.init(probe, torch.Generator().manual_seed(0))
     nothing = Batch(torch.empty(0, dim, dtype=model.torch_dtype))
     return model.statistics(params, nothing, Stage(step=0, steps=1)).flatten().nbytes

@@ -1,99 +1,93 @@
-"""Products with sparse codes and their gradients, without a dense [n, H] code and without autograd.
+"""A batch of codes in the representation that is cheaper to compute with.
 
-A code of n rows over M atoms is given as `indices` [n, k] int64 and `values` [n, k] >= 0. An entry of value 0 is
-padding: it has not fired, and no gradient passes through it.
+Signs are free: an entry is active when it is not 0. Fired, counted and differentiated are the active entries alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels import Gradients, add_gradients, decode
 
-@dataclass(frozen=True, slots=True)
-class Gradients:
-    """Sums over rows of the gradient with respect to the atoms' weights, dense in all M of them."""
-
-    decoder: Tensor
-    """[M, D]"""
-    encoder: Tensor
-    """[M, D]"""
-    bias: Tensor
-    """[M], of the encoder."""
+DENSE_FROM = 8
+"""An entry of a sparse code costs as much as this many of a dense one."""
 
 
 class Code(Protocol):
-    """A batch of codes that can be decoded and differentiated."""
+    """n codes over M atoms that can be decoded, differentiated and counted."""
 
     def decode(self, decoder: Tensor) -> Tensor:
-        """The sum of atoms, [n, D], for `decoder` [M, D]."""
+        """The sums of atoms, [n, E], for `decoder` [M, E]."""
         ...
 
-    def gradients(self, decoder: Tensor, upstream: Tensor, inputs: Tensor) -> Gradients:
-        """Gradients of a loss whose derivative by the decoded rows is `upstream` [n, D], for a code that is
-        relu(inputs @ encoder.T + bias) at its kept entries; `inputs` [n, D]."""
+    def add_gradients(
+        self, into: Gradients, decoder: Tensor, upstream: Tensor, inputs: Tensor, slope: float = 0.0
+    ) -> None:
+        """Add to `into` the gradients of a loss whose derivative by the decoded rows is `upstream` [n, E] and, beside
+        that, `slope` by every active value, for a code that is inputs @ encoder.T + bias where it is active; `inputs`
+        is [n, D]."""
+        ...
+
+    def count(self, fired: Tensor, negative: Tensor) -> Tensor:
+        """Add to [M] vectors in how many rows a latent is active, and in how many below 0; returns Σ |value|."""
         ...
 
 
 def make_code(indices: Tensor, values: Tensor, atoms: int) -> Code:
-    """The representation that is faster for a code of k entries among `atoms`."""
-    # Gathering a row costs several times what a dense product spends on it.
-    return DenseCode(indices, values, atoms) if atoms <= 6 * indices.shape[1] else SparseCode(indices, values, atoms)
+    """The code with `indices` [n, w] int64 and `values` [n, w] in its slots (0: empty)."""
+    if atoms <= DENSE_FROM * values.shape[1] and DENSE_FROM * int(values.count_nonzero()) >= atoms * values.shape[0]:
+        return DenseCode(values.new_zeros(values.shape[0], atoms).scatter_add_(1, indices, values))
+    return SparseCode(indices, values)
 
 
 class DenseCode:
-    """For codes with few zeros: plain matrix products."""
+    """For codes with few zeros, `z` [n, M]: plain matrix products."""
 
-    def __init__(self, indices: Tensor, values: Tensor, atoms: int) -> None:
-        self.z = values.new_zeros(values.shape[0], atoms).scatter_add_(1, indices, values)
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
 
     def decode(self, decoder: Tensor) -> Tensor:
         """See `Code`."""
         return self.z @ decoder
 
-    def gradients(self, decoder: Tensor, upstream: Tensor, inputs: Tensor) -> Gradients:
+    def add_gradients(
+        self, into: Gradients, decoder: Tensor, upstream: Tensor, inputs: Tensor, slope: float = 0.0
+    ) -> None:
         """See `Code`."""
-        delta = (upstream @ decoder.T).masked_fill_(self.z <= 0, 0)
-        return Gradients(self.z.T @ upstream, delta.T @ inputs, delta.sum(0))
+        delta = (upstream @ decoder.T).add_(slope).masked_fill_(self.z == 0, 0)
+        into.decoder.addmm_(self.z.T, upstream)
+        into.encoder.addmm_(delta.T, inputs)
+        into.bias.add_(delta.sum(0))
+
+    def count(self, fired: Tensor, negative: Tensor) -> Tensor:
+        """See `Code`."""
+        fired.add_((self.z != 0).sum(0))
+        negative.add_((self.z < 0).sum(0))
+        return self.z.abs().sum()
 
 
 class SparseCode:
-    """For codes with many zeros: every product is a weighted sum of gathered rows (an embedding bag)."""
+    """For codes with many zeros: every product is a weighted sum of gathered rows."""
 
-    def __init__(self, indices: Tensor, values: Tensor, atoms: int) -> None:
-        self.indices, self.values, self.atoms = indices, values, atoms
+    def __init__(self, indices: Tensor, values: Tensor) -> None:
+        self.indices, self.values = indices, values
 
     def decode(self, decoder: Tensor) -> Tensor:
         """See `Code`."""
-        return F.embedding_bag(self.indices, decoder, per_sample_weights=self.values, mode="sum")
+        return decode(self.indices, self.values, decoder)
 
-    def gradients(self, decoder: Tensor, upstream: Tensor, inputs: Tensor) -> Gradients:
+    def add_gradients(
+        self, into: Gradients, decoder: Tensor, upstream: Tensor, inputs: Tensor, slope: float = 0.0
+    ) -> None:
         """See `Code`."""
-        flat = self.indices.flatten()
-        # The inverse of decoding: the entries ordered by atom, so that an atom's gradient is one bag of rows.
-        order = torch.sort(flat, stable=True).indices
-        ends = torch.bincount(flat, minlength=self.atoms).cumsum(0)
-        starts = F.pad(ends[:-1], (1, 0))
-        rows = order // self.indices.shape[1]
+        add_gradients(into, self.indices, self.values, decoder, upstream, inputs, slope)
 
-        def per_atom(weights: Tensor, of: Tensor) -> Tensor:
-            return F.embedding_bag(rows, of, starts, per_sample_weights=weights.flatten()[order], mode="sum")
-
-        delta = inner_products(self.indices, decoder, upstream).masked_fill_(self.values <= 0, 0)
-        bias = delta.new_zeros(self.atoms).index_add_(0, flat, delta.flatten())
-        return Gradients(per_atom(self.values, upstream), per_atom(delta, inputs), bias)
-
-
-def inner_products(indices: Tensor, decoder: Tensor, rows: Tensor) -> Tensor:
-    """<decoder[indices[i, j]], rows[i]>, [n, k], without the [n, k, D] tensor of gathered atoms."""
-    n, k = indices.shape
-    bags = torch.arange(n, device=indices.device)
-    # The backward of embedding_bag with respect to its weights; called by name since it spares the forward's graph.
-    flat = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        rows, decoder, indices.flatten(), bags * k, bags.repeat_interleave(k), 0
-    )
-    return flat.view(n, k)
+    def count(self, fired: Tensor, negative: Tensor) -> Tensor:
+        """See `Code`."""
+        at = self.indices.flatten()
+        fired.index_add_(0, at, (self.values != 0).to(fired.dtype).flatten())
+        if bool((self.values < 0).any()):
+            negative.index_add_(0, at, (self.values < 0).to(negative.dtype).flatten())
+        return self.values.abs().sum()

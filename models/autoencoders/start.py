@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..base import Probe
+
 
 def geometric_median(rows: Tensor, *, iterations: int = 100, tolerance: float = 1e-5) -> Tensor:
     """The point with the smallest summed distance to `rows` [m, D], by Weiszfeld's iteration from their mean.
@@ -37,3 +39,14 @@ def unit_rows(weights: Tensor) -> Tensor:
     """`weights` [H, D] with rows of norm 1 (rows of zeros stay)."""
     norm = torch.linalg.vector_norm(weights, dim=1, keepdim=True)
     return weights / norm.clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def random_rows(rows: int, dim: int, generator: torch.Generator) -> Tensor:
+    """[rows, dim] float32, directions drawn evenly, norm 1. In float32 so that all dtypes start alike."""
+    return unit_rows(torch.randn(rows, dim, generator=generator, device=generator.device))
+
+
+def columns(probe: Probe, arrays: int) -> list[Tensor]:
+    """The sample's columns, array by array of those that make up a row."""
+    widths = probe.widths or (probe.dim // arrays,) * arrays
+    return list(probe.sample.split(widths, dim=1))

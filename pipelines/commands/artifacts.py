@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 REF = click.argument("ref", metavar="NAME[@VERSION]")
 NAME = click.argument("name")
+FOREIGN = ("saelens", "sparsify")
+"""Layouts of other programs for sparse autoencoders."""
 
 
 @click.group()
@@ -159,7 +161,11 @@ def rollback(name: str, to: str, store: str, as_json: bool) -> None:
 @command.command()
 @REF
 @STORE
-@click.option("--format", "kind", help="npz, safetensors, json or folder; by default from the ending of --out.")
+@click.option(
+    "--format",
+    "kind",
+    help="npz, safetensors, json or folder; saelens or sparsify for autoencoders; by default from the ending of --out.",
+)
 @click.option("--out", type=click.Path(), help="File or folder to write; by default NAME-vN.FORMAT.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @JSON
@@ -169,13 +175,45 @@ def export(ref: str, store: str, kind: str | None, out: str | None, overwrite: b
     \b
     Example:
       sparsefleet artifacts export my-patches@best --format npz --out my-patches.npz
+      sparsefleet artifacts export my-sae --format saelens --out my-sae/
     """
     opened = _open(store)
+    foreign = kind in FOREIGN
     if out is None:
         version, kind = opened.resolve(ref), kind or "npz"
-        out = f"{version.name}-v{version.number}" + ("" if kind == "folder" else f".{kind}")
-    files = [str(p) for p in opened.export(ref, out, kind, overwrite=overwrite)]
+        ending = f"-{kind}" if foreign else "" if kind == "folder" else f".{kind}"
+        out = f"{version.name}-v{version.number}{ending}"
+    if foreign:
+        from ..exchange import export_folder
+
+        files = [str(p) for p in export_folder(store, ref, out, str(kind), overwrite=overwrite)]
+    else:
+        files = [str(p) for p in opened.export(ref, out, kind, overwrite=overwrite)]
     emit({"files": files}, as_json, lambda: click.echo("\n".join(files)))
+
+
+@command.command("import")
+@click.argument("path", type=click.Path())
+@click.option("--format", "kind", type=click.Choice(FOREIGN), required=True, help="Whose layout PATH has.")
+@click.option("--name", required=True, help="Name of the artifact that it becomes a version of.")
+@STORE
+@JSON
+def import_(path: str, kind: str, name: str, store: str, as_json: bool) -> None:
+    """Make a version from PATH, the folder of a sparse autoencoder (cfg.json and safetensors).
+
+    \b
+    Example:
+      sparsefleet artifacts import downloads/layer-12/ --format sparsify --name layer-12
+    """
+    from ..exchange import import_folder
+
+    made = import_folder(path, format=kind, store=store, name=name)
+
+    def people() -> None:
+        click.echo(f"{made.ref}: {made.summary.get('model')} with {made.summary.get('atoms')} atoms from {path}")
+        say(f"next: sparsefleet artifacts show {made.ref} --store {store}")
+
+    emit(_facts(made), as_json, people)
 
 
 @command.command()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sparsefleet.models import MODELS, TRAINING, Batch, ModelError, Probe, Stage, load_model_class, make_model
 
-ROWS, DIM, ATOMS = 60, 7, 12
+ROWS, DIM, ATOMS = 60, 8, 12
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ CASES = [
     Case("snmf", {"share": 0.5, "levels": (4, 2), "replace": True}),
     Case("nmf"),
     Case("topk", {"k": 3}),
+    Case("abstopk", {"k": 3}),
+    Case("groupmax", {"k": 4}),
+    Case("gsae", {"k": 3}),
+    Case("batchtopk", {"k": 3}),
+    Case("batchabstopk", {"k": 3}),
+    Case("matryoshka", {"k": 3}),
+    Case("relu"),
+    Case("gated"),
+    Case("jumprelu"),
 ]
 STAGE = Stage(step=3, steps=10, rows=ROWS)
 each = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -149,7 +158,7 @@ def test_codes_have_the_promised_form(case):
 @each
 def test_dictionary_is_dim_by_atoms(case):
     model = case.model()
-    assert model.dictionary(start(model)).shape == (DIM, model.atoms)
+    assert model.dictionary(start(model)).shape == (DIM // len(model.arrays), model.atoms)
 
 
 @each

@@ -113,7 +113,11 @@ def test_nan_rows_are_named(tmp_path):
     bad._data = type(
         "Data",
         (),
-        {"read": lambda _, a, b: np.where(np.arange(a, b)[:, None] == 77, np.nan, read(a, b)), "uri": "d", "dim": 2},
+        {
+            "read": lambda _, a, b, name: np.where(np.arange(a, b)[:, None] == 77, np.nan, read(a, b)),
+            "uri": "d",
+            "dim": 2,
+        },
     )()
     with pytest.raises(JobError, match=r"first in rows \[77\]"):
         rows_of(bad.run(0))

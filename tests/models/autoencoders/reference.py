@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from sparsefleet.models import Params, Probe
-from sparsefleet.models.autoencoders.topk import DEAD, RESIDUAL, SILENT, WEIGHTS, TopK
+from sparsefleet.models.autoencoders.autoencoder import WEIGHTS
+from sparsefleet.models.autoencoders.names import DEAD, RESIDUAL, SILENT
+from sparsefleet.models.autoencoders.topk import TopK
 from torch import Tensor
 
 

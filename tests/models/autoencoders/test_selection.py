@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsefleet.models.autoencoders.selection import chunk_rows, top_k
+from sparsefleet.models.autoencoders.selection import chunk_rows, top_k, top_k_by_blocks
 
 
 @settings(deadline=None, max_examples=150)
@@ -14,19 +14,21 @@ from sparsefleet.models.autoencoders.selection import chunk_rows, top_k
 def test_finds_what_torch_finds(data, width, rows, seed):
     k = data.draw(st.integers(1, min(width, 60)))
     u = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-    values, indices = top_k(u, k)
     expected = u.topk(k, dim=1)
-    assert torch.equal(values.sort(1).values, expected.values.sort(1).values)
-    assert torch.equal(indices.sort(1).values, expected.indices.sort(1).values)
-    assert torch.equal(u.gather(1, indices), values)
+    for find in (top_k, top_k_by_blocks):
+        values, indices = find(u, k)
+        assert torch.equal(values.sort(1).values, expected.values.sort(1).values)
+        assert torch.equal(indices.sort(1).values, expected.indices.sort(1).values)
+        assert torch.equal(u.gather(1, indices), values)
 
 
+@pytest.mark.parametrize("find", [top_k, top_k_by_blocks])
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_ties_and_clusters_keep_k_different_entries(k):
+def test_ties_and_clusters_keep_k_different_entries(k, find):
     u = torch.zeros(3, 500)
     u[1, 100:140] = 1.0  # neighbours
     u[2, ::16] = 1.0  # one block
-    values, indices = top_k(u, k)
+    values, indices = find(u, k)
     assert torch.equal(values.sort(1).values, u.topk(k, dim=1).values.sort(1).values)
     assert all(len(set(row)) == k for row in indices.tolist())
 

@@ -15,17 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsefleet.models import Batch, Codes, ModelError, Params, Probe, Schedule, Stage, make_model
-from sparsefleet.models.autoencoders.adam import warm_and_decay
-from sparsefleet.models.autoencoders.topk import (
-    DEAD,
-    RESIDUAL,
-    SILENT,
-    TOKENS,
-    VARIANCE,
-    WEIGHTS,
-    GradientSums,
-    TopK,
-)
+from sparsefleet.models.autoencoders.autoencoder import WEIGHTS
+from sparsefleet.models.autoencoders.names import DEAD, RESIDUAL, SILENT, TOKENS, VARIANCE
+from sparsefleet.models.autoencoders.rates import warm_and_decay
+from sparsefleet.models.autoencoders.sums import GradientSums
+from sparsefleet.models.autoencoders.topk import TopK
 
 from .reference import leaves, loss_sums, make_probe, sparse_rows, unit_atoms
 
@@ -410,7 +404,8 @@ MEASURE = """
 import re, torch
 from pathlib import Path
 from sparsefleet.models import Batch, Probe, Stage
-from sparsefleet.models.autoencoders.topk import TopK, DEAD, SILENT, RESIDUAL
+from sparsefleet.models.autoencoders.topk import TopK
+from sparsefleet.models.autoencoders.names import DEAD, SILENT, RESIDUAL
 torch.set_num_threads(1)
 def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 def twice(model, rows, dim):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
-from sparsefleet.models.autoencoders.adam import Adam, Moments, warm_and_decay
+from sparsefleet.models.kernels import Adam, Moments, native, tangent
 
 
 @pytest.mark.parametrize("shape", [(), (3, 5), (300_001,)])
@@ -30,20 +28,30 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     old = Moments(value, 0.1 * gradient, gradient.square())
     adam = Adam(rate=1e-2, betas=(0.9, 0.999), eps=1e-8, count=3)
     results = []
+    before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         results.append(adam.step(old, gradient))
+    torch.set_num_threads(before)
     assert all(torch.equal(results[0].value, other.value) for other in results[1:])
     assert all(torch.equal(results[0].second, other.second) for other in results[1:])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10, 100, 50_000])
-def test_rate_rises_then_falls_and_never_reaches_zero(steps):
-    factors = [warm_and_decay(step, steps) for step in range(steps)]
-    assert all(0 < f <= 1 for f in factors)
-    rises = [b >= a for a, b in pairwise(factors)]
-    assert rises == sorted(rises, reverse=True) or factors[0] == 1
-    if steps == 50_000:
-        assert factors[0] == 1 / 1000
-        assert factors[999] == factors[40_000] == 1
-        assert factors[45_000] == pytest.approx(0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_orthogonal_steps_project_first_and_leave_unit_rows(monkeypatch, dtype, compiled):
+    if not compiled:
+        monkeypatch.setattr(native, "usable", lambda *_: False)
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(70, 33, generator=generator).to(dtype)
+    value = torch.nn.functional.normalize(torch.randn(70, 33, generator=generator).to(dtype), dim=1)
+    old = Moments(value, 0.1 * gradient.flip(0), gradient.square())
+    left = gradient - (gradient * value).sum(1, keepdim=True) * value
+    adam = Adam(rate=1e-2, betas=(0.9, 0.99), eps=1e-8, count=2)
+    wanted = adam.step(old, left, 0.5)
+    part = tangent(gradient, value)
+    found = adam.step(old, gradient, 0.5, orthogonal=part)
+    assert part.norm == pytest.approx(float(left.norm()), rel=1e-5)
+    torch.testing.assert_close(found.first, wanted.first)
+    torch.testing.assert_close(found.value, torch.nn.functional.normalize(wanted.value, dim=1))
+    torch.testing.assert_close(found.value.norm(dim=1), torch.ones(70, dtype=dtype))

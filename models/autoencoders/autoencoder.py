@@ -1,0 +1,358 @@
+"""What all sparse autoencoders share: one hidden layer whose code is sparse, taught by gradients.
+
+    u = W_enc (s x - b_dec) + b_enc,   z = σ(u),   s x ~ W_dec^T z + b_dec
+
+A variant is its activation σ, a choice of entries of u that stay (one step of proximal gradient descent from z = 0,
+whatever the penalty), and what its loss adds to the squared error |s x - W_dec^T z - b_dec|^2. An active entry is one
+that is not 0, whatever its sign. Latents that have not fired for `dead_tokens` rows are revived by AuxK
+(`auxiliary.py`). Rows of W_dec have norm 1; the gradient along them is removed before each step (Bricken et al. 2023).
+
+With `target` the decoder predicts another array of the data set instead of the rows themselves (a transcoder, Dunefsky
+et al. 2024): s' y ~ W_dec^T z + b_dec, and nothing is subtracted from x.
+
+Statistics are the gradient of the loss summed over rows. Quantities that would tie the rows of a batch together come
+from the parameters or from a survey instead, so that gradients add.
+
+Shapes: n rows, D dimensions in, E out (D = E without `target`), H latents (atoms). W_enc [H, D] and W_dec [H, E] both
+lie latent by latent, so that every sparse operation gathers rows.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..base import Batch, Codes, Model, Params, Probe, Stats
+from ..errors import ModelError
+from ..kernels import Adam, Moments, tangent
+from ..schedule import Schedule, Stage
+from . import start
+from .auxiliary import Auxiliary, add_auxiliary, auxiliary, auxiliary_bytes
+from .names import DEAD, FIRST, RESIDUAL, SECOND, SILENT, STEPS, TOKENS, VARIANCE
+from .rates import warm_and_decay
+from .selection import chunk_rows, joined, pre_activations
+from .sparse import Code, make_code
+from .sums import GradientSums, Rows, zeros
+
+WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoder(Model):
+    """A sparse autoencoder trained by Adam.
+
+    `codes` are in the units of the data: a row is approximately `dictionary @ code + b_dec / scale`.
+    """
+
+    aux_k: int | None = None
+    """Dead latents that predict the residual of a row; None: D / 2, at most 512."""
+    aux_coefficient: float = 1 / 32
+    """Weight of the AuxK term; 0 switches it off."""
+    dead_tokens: int | None = None
+    """Rows without firing after which a latent is dead; None: a tenth of the run's rows, at most 10 million."""
+    learning_rate: float | None = None
+    """Peak learning rate; None: 2e-4 / sqrt(H / 2^14). It rises and falls as `warm_and_decay` says, and a schedule
+    for `learning_rate` multiplies it."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    eps: float = 6.25e-10
+    """Adam's epsilon."""
+    clip: float | None = 1.0
+    """Largest norm of the gradient of all weights, after the projection; None: no limit."""
+    normalize: Literal["none", "scalar"] = "scalar"
+    """"scalar" multiplies the data by one number so that the mean norm of a row is sqrt(D): learning rates then carry
+    over between data sets."""
+    target: str | None = None
+    """Array of the data set that is to be predicted from the rows (a transcoder); None: the rows themselves."""
+    code_width: int | None = None
+    """Entries that `encode` keeps of a row, the largest; None: all of a row that has k, else at most 512."""
+
+    ramp_names: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    signed: ClassVar[bool] = False
+    """Whether codes may be below 0."""
+    own: ClassVar[tuple[str, ...]] = ()
+    """Weights beside `WEIGHTS`, [H] each."""
+    tallies: ClassVar[int] = 0
+    """Sums beside those of every variant, [H] each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("aux_k", "dead_tokens", "learning_rate", "clip", "code_width"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ModelError(f"{name}={value} must be above 0 (or None for its default)")
+        if not self.aux_coefficient >= 0:
+            raise ModelError(f"aux_coefficient={self.aux_coefficient} must be 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ModelError(f"betas={self.betas} must lie in [0, 1)")
+        if not self.eps > 0:
+            raise ModelError(f"eps={self.eps} must be above 0")
+        if self.normalize not in ("none", "scalar"):
+            raise ModelError(f"normalize={self.normalize!r}: choose none or scalar")
+
+    # -- what a variant is -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def select(self, params: Params, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """The (indices, values) of the codes of some rows, [m, w] each, empty slots having value 0.
+
+        Args:
+            params: the parameters.
+            u: [m, H] pre-activations; may be overwritten.
+            raw: [m, …] the rows themselves, with all columns that the model reads.
+        """
+
+    def code(self, params: Params, rows: Rows, stage: Stage | None) -> tuple[Tensor, Tensor]:
+        """(indices, values) of the codes of all rows; `stage` is None where nothing is learned."""
+        del stage
+        found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"])
+        return joined([self.select(params, u, rows.raw[at]) for at, u in found])
+
+    def add_rows(self, sums: GradientSums, params: Params, rows: Rows, stage: Stage) -> Tensor:
+        """Add the rows' gradients and counts to `sums`; returns reconstruction - target, [n, E]."""
+        return self.fit(sums, params, make_code(*self.code(params, rows, stage), self.atoms), rows)
+
+    def own_gradients(self, params: Params, sums: GradientSums, stage: Stage) -> Params:
+        """Gradients of `own`, summed over rows like all others."""
+        del params, sums, stage
+        return {}
+
+    def pull(self, params: Params, sums: GradientSums) -> Tensor:
+        """[H] the loss's derivative by the pre-activations before their bias, summed over rows."""
+        del params
+        return sums.encoder_bias
+
+    def finish(self, params: Params, sums: GradientSums, stage: Stage) -> Params:
+        """What changes after Adam's step: the parameters that do."""
+        del params, sums, stage
+        return {}
+
+    def pieces(self, rows: int) -> int:
+        """Rows that `add_rows` gets at once."""
+        return rows
+
+    # -- the contract ----------------------------------------------------------------------------------------------
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Arrays of the data set that make up a row, side by side."""
+        return ("data",) if self.target is None else ("data", self.target)
+
+    def schedule(self) -> Schedule:
+        """Twenty passes in batches of 1024 rows: a thousand updates on 50,000 rows."""
+        return Schedule(passes=20, update_every="batch", batch_rows=1024)
+
+    def init(self, probe: Probe, generator: torch.Generator) -> Params:
+        """Unit random rows for W_enc = W_dec, no encoder bias, the geometric median of the sample as b_dec.
+
+        With `target` W_dec is drawn apart, and b_enc subtracts the geometric median of x.
+        """
+        dtype, device = self.torch_dtype, generator.device
+        parts = start.columns(probe, len(self.arrays))
+        inputs, outputs = parts[0], parts[0 if self.target is None else 1]
+        scales = [start.root_dim_scale(part) if self.normalize == "scalar" else 1.0 for part in (inputs, outputs)]
+        encoder = start.random_rows(self.atoms, inputs.shape[1], generator).to(dtype)
+        params: Params = {
+            "W_enc": encoder,
+            "W_dec": encoder.clone(),
+            "b_enc": torch.zeros(self.atoms, dtype=dtype, device=device),
+            "b_dec": (scales[1] * start.geometric_median(outputs)).to(device, dtype),
+            "scale": torch.tensor(scales[0], dtype=dtype, device=device),
+        }
+        if self.target is not None:
+            centre = (scales[0] * start.geometric_median(inputs)).to(device, dtype)
+            params["W_dec"] = start.random_rows(self.atoms, outputs.shape[1], generator).to(dtype)
+            params["b_enc"] = -(encoder @ centre)
+            params["target_scale"] = torch.tensor(scales[1], dtype=dtype, device=device)
+        params |= self.init_own(params, probe)
+        for name in (*WEIGHTS, *self.own):
+            params[FIRST + name] = torch.zeros_like(params[name])
+            params[SECOND + name] = torch.zeros_like(params[name])
+        for name in (STEPS, TOKENS):
+            params[name] = torch.zeros((), dtype=torch.int64, device=device)
+        params[SILENT] = torch.zeros(self.atoms, dtype=torch.int64, device=device)
+        # No latent can be dead before the first update.
+        params[DEAD] = torch.ones((), dtype=torch.int64, device=device)
+        params[RESIDUAL] = torch.zeros((), dtype=dtype, device=device)
+        params[VARIANCE] = outputs.var(0, correction=0).sum().to(device, dtype)
+        return params
+
+    def init_own(self, params: Params, probe: Probe) -> Params:
+        """Parameters that only this variant has, `own` among them."""
+        del params, probe
+        return {}
+
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> GradientSums:
+        """The gradient of the loss summed over the batch's rows, and the sums behind the counters and metrics."""
+        sums = zeros(params, self.tallies)
+        term = self._auxiliary(params)
+        for rows in self._rows(params, batch):
+            error = self.add_rows(sums, params, rows, stage)
+            if term is not None:
+                add_auxiliary(sums, params, term, rows, error, self.aux_coefficient, signed=self.signed)
+            sums.residual.sub_(error.sum(0))
+            sums.squared.add_(error.square().sum())
+        sums.rows.add_(batch.x.shape[0])
+        if self.target is None:
+            # b_dec is added to the output and subtracted from the input of the encoder.
+            sums.decoder_bias.sub_(self.pull(params, sums) @ params["W_enc"])
+        return sums
+
+    def fit(self, sums: GradientSums, params: Params, code: Code, rows: Rows, slope: float = 0.0) -> Tensor:
+        """Add the squared error's gradients, and the code's counts; returns reconstruction - target, [n, E]."""
+        error = code.decode(params["W_dec"]).sub_(rows.targets)
+        upstream = 2 * error
+        code.add_gradients(sums.weights, params["W_dec"], upstream, rows.inputs, slope)
+        sums.decoder_bias.add_(upstream.sum(0))
+        sums.l1.add_(code.count(sums.fired, sums.negative))
+        return error
+
+    def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
+        """One Adam step along the mean gradient, then unit atoms and the counters of silent latents."""
+        assert isinstance(stats, GradientSums)
+        rows = int(stats.rows)
+        if rows == 0:
+            return dict(params)
+        atoms = tangent(stats.decoder, params["W_dec"])
+        gradients = {"W_enc": stats.encoder, "b_enc": stats.encoder_bias, "b_dec": stats.decoder_bias}
+        gradients |= self.own_gradients(params, stats, stage)
+        others = torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
+        norm = float(torch.hypot(others.norm().double(), torch.tensor(atoms.norm).double())) / rows
+        factor = min(1.0, self.clip / (norm + 1e-6)) if self.clip is not None else 1.0
+        steps = int(params[STEPS]) + 1
+        adam = Adam(rate=self.rate(stage), betas=self.betas, eps=self.eps, count=steps)
+        new = dict(params)
+        for name, total in (gradients | {"W_dec": stats.decoder}).items():
+            old = Moments(params[name], params[FIRST + name], params[SECOND + name])
+            moments = adam.step(old, total, factor / rows, orthogonal=atoms if name == "W_dec" else None)
+            new[name], new[FIRST + name], new[SECOND + name] = moments.value, moments.first, moments.second
+        tokens = int(params[TOKENS]) + rows
+        new[STEPS] = torch.full_like(params[STEPS], steps)
+        new[TOKENS] = torch.full_like(params[TOKENS], tokens)
+        new[SILENT] = torch.where(stats.fired > 0, 0, params[SILENT] + rows)
+        new[DEAD] = torch.full_like(params[DEAD], self._dead_after(stage.steps * tokens / steps))
+        new[RESIDUAL] = stats.squared / rows - (stats.residual / rows).square().sum()
+        return new | self.finish(new, stats, stage)
+
+    def rate(self, stage: Stage) -> float:
+        """The learning rate of one update."""
+        peak = self.learning_rate if self.learning_rate is not None else 2e-4 * (2**14 / self.atoms) ** 0.5
+        return peak * warm_and_decay(stage.step, stage.steps) * stage.get("learning_rate", 1.0)
+
+    def encode(self, params: Params, batch: Batch) -> Codes:
+        """The active entries of each row, the largest magnitude first, in the units of the data (see `reconstruct`)."""
+        inputs = self._inputs(params, batch.x)
+        indices, values = self.code(params, Rows(inputs, inputs, batch.x), None)
+        width = self.slots()
+        if values.shape[1] < width:
+            indices, values = (torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in (indices, values))
+        order = values.abs().sort(dim=1, descending=True, stable=True).indices[:, :width]
+        values = values.gather(1, order)
+        indices = indices.gather(1, order).masked_fill_(values == 0, -1)
+        return Codes(indices.to(torch.int32), values / self._target_scale(params))
+
+    def slots(self) -> int:
+        """Entries of a row that `encode` returns, empty ones included."""
+        return min(self.atoms, self.code_width if self.code_width is not None else 512)
+
+    def reconstruct(self, params: Params, codes: Codes) -> Tensor:
+        """The rows [n, E] that `codes` stand for, in the units of the data: codes @ W_dec + b_dec / scale."""
+        code = make_code(codes.indices.clamp(min=0).long(), codes.values, self.atoms)
+        return code.decode(params["W_dec"]) + params["b_dec"] / self._target_scale(params)
+
+    def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
+        """Means over the rows of the update.
+
+        loss: squared error of a row, in the units of the data; fvu: the same divided by the data set's variance (0
+        where the data do not vary); explained_variance: 1 - fvu; l0: active latents of a row; l1: Σ |code| of a row,
+        in the units of the data; dead_fraction: latents that had not fired for `dead_tokens` rows; aux_loss: the AuxK
+        term without its coefficient.
+        """
+        assert isinstance(stats, GradientSums)
+        rows, scale = max(1.0, float(stats.rows)), self._target_scale(params)
+        loss = float(stats.squared / scale.square()) / rows
+        variance = float(params[VARIANCE])
+        fvu = loss / variance if variance > 0 else 0.0
+        term = self._auxiliary(params)
+        return {
+            "loss": loss,
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
+            "l0": float(stats.fired.sum()) / rows,
+            "l1": float(stats.l1 / scale) / rows,
+            "dead_fraction": float((params[SILENT] >= params[DEAD]).double().mean()),
+            "aux_loss": term.factor * float(stats.auxiliary) / rows if term is not None else 0.0,
+        }
+
+    def dictionary(self, params: Params) -> Tensor:
+        """The decoder's atoms as columns, [E, H], each of norm 1."""
+        return params["W_dec"].T
+
+    def input_dim(self, params: Params) -> int:
+        """D."""
+        return params["W_enc"].shape[1]
+
+    def memory(self, rows: int, dim: int) -> int:
+        """Bytes at the peak: parameters and moments before and after an update with its gradients, or a batch's
+        gradients on the way to their sum, whichever is more; beside it what a batch needs."""
+        item = self.torch_dtype.itemsize
+        side = dim / len(self.arrays)
+        # W_enc or W_dec, with its share of what is kept per latent.
+        weights = int(self.atoms * (side * item + 40))
+        # Old and new parameters 12, the sums and their flat copy 4; an allocator that does not give freed memory back
+        # at once takes the rest.
+        update = 20 * weights
+        # Parameters 6, sums so far, of this batch and of both 6, and the previous update's 4.
+        statistics = 16 * weights
+        return max(update, statistics + self.batch_bytes(rows, int(side), item))
+
+    def batch_bytes(self, rows: int, dim: int, item: int) -> int:
+        """Bytes beside parameters and gradients that the rows of a batch need."""
+        chunk = chunk_rows(rows, self.atoms, item, torch.device("cpu")) * self.atoms * item
+        aux = auxiliary_bytes(rows, self.atoms, self._aux_k(dim), item) if self.aux_coefficient > 0 else 0
+        return 2 * chunk + rows * (6 * dim * item + self.slots() * (32 + 4 * item)) + aux
+
+    def flops(self, dim: int) -> float:
+        """The encoder's product and four sparse ones."""
+        side = dim / len(self.arrays)
+        return 2.0 * side * self.atoms + 8.0 * side * min(self.slots(), self.atoms)
+
+    # -- helpers ---------------------------------------------------------------------------------------------------
+
+    def _rows(self, params: Params, batch: Batch) -> Iterator[Rows]:
+        n = batch.x.shape[0]
+        size = self.pieces(n)
+        for begin in range(0, n, max(size, 1)):
+            raw = batch.x[begin : begin + size]
+            inputs = self._inputs(params, raw)
+            memo = batch.memo if size >= n else {}
+            if self.target is None:
+                yield Rows(inputs, inputs, raw, memo)
+                continue
+            at = self.input_dim(params)
+            targets = raw[:, at : at + params["W_dec"].shape[1]] * params["target_scale"] - params["b_dec"]
+            yield Rows(inputs, targets, raw, memo)
+
+    def _inputs(self, params: Params, raw: Tensor) -> Tensor:
+        inputs = raw[:, : self.input_dim(params)] * params["scale"]
+        return inputs.sub_(params["b_dec"]) if self.target is None else inputs
+
+    def _target_scale(self, params: Params) -> Tensor:
+        return params["scale" if self.target is None else "target_scale"]
+
+    def _aux_k(self, dim: int) -> int:
+        return self.aux_k if self.aux_k is not None else max(1, min(512, dim // 2))
+
+    def _auxiliary(self, params: Params) -> Auxiliary | None:
+        if self.aux_coefficient == 0:
+            return None
+        return auxiliary(params, self._aux_k(params["b_dec"].shape[0]))
+
+    def _dead_after(self, tokens: float) -> int:
+        """Rows of silence that make a latent dead in a run of `tokens` rows."""
+        return self.dead_tokens if self.dead_tokens is not None else max(1, int(min(1e7, 0.1 * tokens)))
