@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .threads import scratch
 
 
 def lasso_rows(
@@ -44,7 +45,8 @@ def lasso_rows(
         error [n].
     """
     n, count = b.shape
-    indices, values = torch.empty(n, count, dtype=torch.int32), b.new_empty(n, count)
+    indices = scratch("indices", (n, count), b, torch.int32)
+    values = scratch("values", (n, count), b)
     counts = torch.empty(n, dtype=torch.int64)
     status, error = torch.empty(n, dtype=torch.uint8), b.new_empty(n)
     native.call(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import native
@@ -18,7 +17,8 @@ def omp_rows(
     silence: float,
     margin: float,
     ols: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
     """Pursue every row on its own; only where `native.usable`.
 
     Args:
@@ -30,17 +30,10 @@ def omp_rows(
         silence: correlation, relative to ‖x‖, below which nothing is left.
         margin: how far below `allowed` to stop, relative to ‖x‖².
         ols: choose by the error that remains.
-
-    Returns:
-        indices [n, k] int32, values [n, k], status [n] uint8, error [n].
+        out: where the results go: indices [n, k] int32, values [n, k], status [n] uint8, error [n].
     """
-    n = b.shape[0]
-    indices = torch.empty(n, steps, dtype=torch.int32)
-    values = b.new_empty(n, steps)
-    status, error = torch.empty(n, dtype=torch.uint8), b.new_empty(n)
     native.call(
         "omp",
-        *(b, n, b.shape[1], steps, gram.contiguous(), energy.contiguous(), allowed.contiguous()),
-        *(silence, margin, int(ols), indices, values, status, error),
+        *(b, b.shape[0], b.shape[1], steps, gram.contiguous(), energy.contiguous(), allowed.contiguous()),
+        *(silence, margin, int(ols), *out),
     )
-    return indices, values, status, error

@@ -6,12 +6,14 @@ other computes. Dealing whole blocks to threads that compute alone avoids that, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -28,6 +30,21 @@ def on_threads(work: Callable[[P], R], pieces: Sequence[P]) -> list[R]:
     if threads == 1 or len(pieces) < 2:
         return [work(piece) for piece in pieces]
     return list(_pool(threads).map(work, pieces))
+
+
+def scratch(name: str, shape: tuple[int, int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """This thread's buffer called `name`, uninitialised, as large as asked for; the next call gives the same memory.
+
+    Blocks allocated and freed in turn between results that stay would leave holes that the C library does not reuse.
+    """
+    dtype, count = dtype or like.dtype, shape[0] * shape[1]
+    held = _held.__dict__.get(name)
+    if held is None or held.dtype != dtype or held.numel() < count:
+        held = _held.__dict__[name] = torch.empty(count, dtype=dtype)
+    return held[:count].view(shape)
+
+
+_held = threading.local()
 
 
 @cache

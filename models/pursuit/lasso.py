@@ -15,7 +15,7 @@ from ..base import Codes
 from ..errors import ModelError
 from ..kernels import native
 from ..kernels.lasso import lasso_rows
-from ..kernels.threads import on_threads
+from ..kernels.threads import on_threads, scratch
 from .fista import fista
 from .problem import (
     BUDGET,
@@ -102,8 +102,9 @@ def lasso(
 
         def compiled(rows: slice) -> Pursued:
             at, start = _entries(warm, rows, x)
+            b = torch.mm(x[rows], atoms, out=scratch("b", (rows.stop - rows.start, atoms.shape[1]), x))
             indices, values, status, error = lasso_rows(
-                *(x[rows] @ atoms, gram, energy[rows], lam, ridge),
+                *(b, gram, energy[rows], lam, ridge),
                 nonnegative=nonnegative,
                 tolerance=tolerance,
                 sweeps=iterations,

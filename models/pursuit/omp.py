@@ -16,7 +16,7 @@ from ..base import Codes
 from ..errors import ModelError
 from ..kernels import native
 from ..kernels.omp import omp_rows
-from ..kernels.threads import on_threads
+from ..kernels.threads import on_threads, scratch
 from . import batched
 from .problem import BUDGET, Pursued, blocks, check_problem, cpu_blocks, energies, gram_matrix, joined, unit
 
@@ -123,11 +123,7 @@ def _pursue(
 ) -> Pursued:
     dim, count = atoms.shape
     if gram is not None and native.usable(x, atoms, gram):
-        pieces = cpu_blocks(len(x), count * x.itemsize, budget)
-        parts = on_threads(
-            lambda rows: _compiled(x[rows], atoms, energy[rows], steps, allowed[rows], gram, ols), pieces
-        )
-        return joined(parts, steps, x)
+        return _compiled(x, atoms, energy, steps, allowed, gram, ols, budget)
     size = batched.row_bytes(dim, count, steps, x.itemsize, gram=gram is not None, ols=ols)
     parts: list[Pursued] = []
     for rows in blocks(len(x), size, budget):
@@ -137,12 +133,19 @@ def _pursue(
 
 
 def _compiled(
-    x: Tensor, atoms: Tensor, energy: Tensor, steps: int, allowed: Tensor, gram: Tensor, ols: bool
+    x: Tensor, atoms: Tensor, energy: Tensor, steps: int, allowed: Tensor, gram: Tensor, ols: bool, budget: int
 ) -> Pursued:
+    n, count = len(x), atoms.shape[1]
+    indices, values = torch.empty(n, steps, dtype=torch.int32), x.new_empty(n, steps)
+    status, error = torch.empty(n, dtype=torch.uint8), x.new_empty(n)
     silence, margin = batched.silence(x.dtype), batched.margin(x.dtype)
-    indices, values, status, error = omp_rows(
-        x @ atoms, gram, energy, allowed, steps, silence=silence, margin=margin, ols=ols
-    )
+
+    def block(rows: slice) -> None:
+        b = torch.mm(x[rows], atoms, out=scratch("b", (rows.stop - rows.start, count), x))
+        out = (indices[rows], values[rows], status[rows], error[rows])
+        omp_rows(b, gram, energy[rows], allowed[rows], steps, silence=silence, margin=margin, ols=ols, out=out)
+
+    on_threads(block, cpu_blocks(n, count * x.itemsize, budget))
     return Pursued(Codes(indices, values), status, error)
 
 

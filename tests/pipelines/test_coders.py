@@ -1,0 +1,90 @@
+"""`sparsefleet encode --coder …` and `sparsefleet coders`."""
+
+import numpy as np
+import pytest
+from sparsefleet.models.pursuit import CODERS
+from sparsefleet.storage import open_dataset
+
+
+@pytest.fixture
+def atoms(tmp_path):
+    """Files that hold a dictionary of eight bars, and some that do not."""
+    bars = np.zeros((4, 4, 8), np.float32)
+    for i in range(4):
+        bars[i, :, i] = bars[:, i, 4 + i] = 3.0
+    bars = bars.reshape(16, 8)
+    np.savez(tmp_path / "bars.npz", W=bars)
+    np.save(tmp_path / "bars.npy", bars)
+    np.savez(tmp_path / "other.npz", V=bars)
+    np.savez(tmp_path / "short.npz", W=bars[:9])
+    np.savez(tmp_path / "nan.npz", D=bars * np.nan)
+    np.save(tmp_path / "vector.npy", bars[0])
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "text.npz").write_text("atoms")
+    return bars
+
+
+@pytest.mark.parametrize("file", ["bars.npz", "bars.npy"])
+def test_a_dictionary_in_a_file(sparsefleet, bars, atoms, file):
+    asked = ["encode", "--data", bars, "--dictionary", file, "--coder", "omp", "--set", "coder.nonzeros=3"]
+    answer = sparsefleet(*asked, "--out", "c.zarr", "--json")
+    assert answer.code == 0
+    assert answer.json["metrics"]["relative_error"] < 0.4 and answer.json["metrics"]["rows_per_second"] > 0
+    assert "normalised inside" in answer.err
+    codes, x = open_dataset("c.zarr"), open_dataset(bars).read(0, 600)
+    indices, values = codes.read(0, 600, "indices"), codes.read(0, 600, "values")
+    assert indices.shape == (600, 3) and codes.attributes["coder_settings"] == {"nonzeros": 3}
+    rebuilt = np.einsum("nk,nkd->nd", values, atoms.T[np.maximum(indices, 0)])
+    found = np.sqrt(((x - rebuilt) ** 2).sum() / (x**2).sum())
+    assert found == pytest.approx(answer.json["metrics"]["relative_error"], rel=1e-4)
+    assert (indices >= 0).sum() / 600 == pytest.approx(answer.json["metrics"]["entries_per_row"])
+    # Another coder is another data set of codes.
+    other = sparsefleet(*asked, "--set", "coder.select=ols", "--out", "c.zarr")
+    assert other.code == 2
+
+
+def test_a_published_dictionary(sparsefleet, bars, store):
+    asked = ["encode", "--data", bars, "--dictionary", "bars@best", "--store", store]
+    answer = sparsefleet(*asked, "--coder", "lasso", "--set", "coder.penalty=0.5", "--out", "c.zarr", "--json")
+    assert answer.code == 0 and answer.json["dictionary"] == "bars@1"
+    assert 0 < answer.json["metrics"]["relative_error"] < 1
+    own = sparsefleet(*asked, "--out", "own.zarr", "--json")
+    assert own.code == 0 and "relative_error" not in own.json["metrics"]
+
+
+def test_a_trial(sparsefleet, bars, atoms):
+    asked = ["encode", "--data", bars, "--dictionary", "bars.npz", "--coder", "threshold", "--out", "c.zarr"]
+    assert sparsefleet(*asked, "--dry-run", "--json").json["entries_per_row"] == 8
+
+
+def test_the_coders_are_listed(sparsefleet):
+    assert set(sparsefleet("coders", "--json").json) == set(CODERS)
+    shown = sparsefleet("coders", "omp")
+    assert "--set coder.nonzeros" in shown.out and "k, most entries" in shown.out
+    assert {s["name"] for s in sparsefleet("coders", "elasticnet", "--json").json["settings"]} >= {"ridge", "penalty"}
+
+
+BAD = {
+    "unknown coder": (["bars.npz", "--coder", "opm"], "did you mean 'omp'"),
+    "unknown coder to show": (None, "unknown coder 'opm'"),
+    "unknown setting": (["bars.npz", "--coder", "omp", "--set", "coder.nonzero=2"], "did you mean 'nonzeros'"),
+    "a file without a coder": (["bars.npz"], "choose a coder"),
+    "settings without a coder": (["bars", "--set", "coder.nonzeros=2"], "which coder"),
+    "no such file": (["none.npz", "--coder", "omp"], "no such file"),
+    "no dictionary in it": (["other.npz", "--coder", "omp"], "['V']"),
+    "a vector": (["vector.npy", "--coder", "omp"], "(8,)"),
+    "a pickle": (["objects.npy", "--coder", "omp"], "cannot be read"),
+    "no archive": (["text.npz", "--coder", "omp"], "cannot be read"),
+    "NaN": (["nan.npz", "--coder", "omp"], "NaN"),
+    "other dimensions": (["short.npz", "--coder", "omp"], "9 dimensions"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line(sparsefleet, bars, atoms, name):
+    args, message = BAD[name]
+    asked = ["coders", "opm"] if args is None else ["encode", "--data", bars, "--out", "c.zarr", "--dictionary", *args]
+    answer = sparsefleet(*asked)
+    assert answer.code == 2
+    line = answer.err.strip().splitlines()[-1]
+    assert line.startswith("error: ") and message in line
