@@ -178,6 +178,53 @@ def export(ref: str, store: str, kind: str | None, out: str | None, overwrite: b
     emit({"files": files}, as_json, lambda: click.echo("\n".join(files)))
 
 
+@command.command("import")
+@click.argument("file", type=click.Path())
+@click.option("--name", required=True, help="Name of the artifact that it becomes a version of.")
+@click.option(
+    "--model",
+    type=click.Choice(["bsc", "tsc", "dsc", "mca", "mmca", "gsc"]),
+    help="Which model it was; only spike-and-slab results say so themselves.",
+)
+@click.option("--values", metavar="V,V,…", help="The latents' values of a dsc (ProSper's states), e.g. 0,1,2.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="model.h_prime=8, model.gamma=5, …")
+@STORE
+@JSON
+def import_(
+    file: str,
+    name: str,
+    model: Any,
+    values: str | None,
+    assignments: tuple[str, ...],
+    store: str,
+    as_json: bool,
+) -> None:
+    """Make a version from FILE, a result of ProSper (HDF5): its last parameters, and their course as history.
+
+    \b
+    Example:
+      sparsefleet artifacts import output/result.h5 --name bars --model bsc --set model.h_prime=8 --set model.gamma=5
+    """
+    from ...workers.job import apply_assignments
+    from ..importing import import_prosper
+
+    settings = apply_assignments({}, list(assignments)).get("settings", {})
+    try:
+        numbers = tuple(float(v) for v in values.split(",")) if values else ()
+    except ValueError:
+        raise click.UsageError(f"--values {values!r}: write numbers with commas, e.g. 0,1,2") from None
+    made = import_prosper(file, store=store, name=name, model=model, values=numbers, settings=settings)
+    facts = _facts(made.version) | {"model": made.model, "updates": made.updates, "left_out": made.left_out}
+
+    def people() -> None:
+        click.echo(f"{made.version.ref}: {made.model} from {file}, after {made.updates} EM steps")
+        if made.left_out:
+            say(f"left out: {', '.join(made.left_out[:20])}")
+        say(f"next: sparsefleet artifacts show {made.version.ref} --store {store}")
+
+    emit(facts, as_json, people)
+
+
 @command.command()
 @click.argument("ref", required=False, metavar="[NAME[@VERSION]]")
 @STORE
