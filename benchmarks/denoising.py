@@ -3,7 +3,8 @@
 `china.jpg` of scikit-learn in grey: with Gaussian noise of 25 grey values, or with half of its pixels missing. Random
 patches of the damaged photograph are ingested, gsc is learned on them from the cosine basis, and `denoise` encodes all
 overlapping patches. Beside it stands the cosine basis itself: coefficients below a threshold are set to 0 and overlaps
-averaged (the best of several thresholds, chosen by the truth), for missing pixels in turn with the known pixels put back.
+averaged (the best of several thresholds, chosen by the truth); for missing pixels the known ones are put back each
+round.
 
     python benchmarks/denoising.py [--patch 6] [--rows 30000] [--passes 20] [--candidates 10] [--active 6]
 """
