@@ -108,7 +108,8 @@ def cut_photo(pixels: np.ndarray, out: str, prepared: Preparation, *, stride: in
         raise BadData(f"a patch of {size}×{size} does not fit into {pixels.shape[1]}×{pixels.shape[0]} pixels")
     if gone.any() and prepared.whiten is not None:
         raise BadData("whitened patches cannot have missing pixels: use a dictionary learned with whiten=none")
-    places = _places(~(gone.any(axis=2) if gone.ndim == 3 else gone), size, stride)
+    seen = ~gone if gone.ndim == 2 else np.asarray(~gone.any(axis=2))
+    places = _places(seen, size, stride)
     if not len(places):
         raise BadData("no pixel is left: everything is masked")
     shard_rows, chunk_rows = choose_layout(len(places), 4 * prepared.dim)

@@ -54,6 +54,8 @@ class Truncated(Model):
     """The model's usual schedule, or temperature 1, no data cut and no noise; a job's own schedule.* override both."""
     missing: bool = False
     """Whether NaN entries of rows are missing values, which do not count; otherwise they are an error."""
+    fixed: tuple[str, ...] = ()
+    """Parameters that keep their start values: W, pi, sigma, …"""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
 
@@ -175,6 +177,17 @@ class Truncated(Model):
             # Noise never takes more than nine tenths of σ, which stays positive.
             new["sigma"] = torch.maximum(sigma + stage.get("sigma_noise", 0.0) * draw(sigma), 0.1 * sigma)
         return {**params, **new}
+
+    def learned(self, params: Params, new: Params) -> Params:
+        """The new parameters, those that are fixed as they were.
+
+        Raises:
+            ModelError: `fixed` names something else than a parameter.
+        """
+        for name in self.fixed:
+            if name not in new:
+                raise ModelError(f"fixed={name!r} is no parameter of {type(self).__name__}: {', '.join(sorted(new))}")
+        return {name: params[name] if name in self.fixed else value for name, value in new.items()}
 
     def disturbed_pi(self, pi: Tensor, scale: float, draw: Tensor) -> Tensor:
         """π with noise, inside its bounds."""

@@ -400,7 +400,9 @@ class GSC(Truncated):
         used = float(stats.used)
         if used == 0:
             return params
-        weights = params["W"] + solve(stats.zz, stats.ys - params["W"] @ stats.zz)
+        weights = params["W"]
+        if "W" not in self.fixed:
+            weights = weights + solve(stats.zz, stats.ys - weights @ stats.zz)
         frequency = stats.s / used
         if stage.get("ncut", 0.0) > 0:
             frequency = truncated_pis(frequency, self.active)
@@ -410,7 +412,7 @@ class GSC(Truncated):
             **(self._full_slab(params, stats) if self.slab == "full" else self._diagonal_slab(params, stats)),
             **noise.fit(self.noise, weights, stats.ys, stats.zz, stats.yy, stats.used),
         }
-        return self._renormalised(self.disturbed({**params, **new}, stage))
+        return self._renormalised(self.learned(params, self.disturbed({**params, **new}, stage)))
 
     def _diagonal_slab(self, params: Params, stats: GSCStats) -> Params:
         """μ and ψ as mean and variance of active coefficients; those of atoms that were hardly active stay."""
@@ -432,7 +434,7 @@ class GSC(Truncated):
         return {"mu": params["mu"] + shift, "psi": (vectors * values.clamp(min=LEAST_VARIANCE)) @ vectors.T * scale}
 
     def _renormalised(self, params: Params) -> Params:
-        if not self.renormalise:
+        if not self.renormalise or {"W", "mu", "psi"} & set(self.fixed):
             return params
         norm = params["W"].norm(dim=0)
         norm = torch.where(norm > 1e-12 * norm.max(), norm, torch.ones_like(norm))

@@ -382,7 +382,7 @@ class Linear(Truncated):
             weights = torch.cat([weights, torch.zeros_like(weights[:, :1])], 1)
             ys = torch.cat([ys, stats.y[:, None]], 1)
             ss = torch.cat([torch.cat([ss, stats.s[:, None]], 1), torch.cat([stats.s, stats.used[None]])[None]])
-        weights = weights + solve(ss, ys - weights @ ss)
+        weights = weights if "W" in self.fixed else weights + solve(ss, ys - weights @ ss)
         residual = stats.yy - 2 * (weights * ys).sum() + ((weights @ ss) * weights).sum()
         least = 1e-6 * stats.yy / (used * dim)
         variance = torch.maximum(residual / (used * dim), least).clamp(min=1e-30)
@@ -393,7 +393,7 @@ class Linear(Truncated):
         }
         if self.offset:
             new["offset"] = params["offset"] + weights[:, -1]
-        return self.disturbed({**params, **new}, stage)
+        return self.learned(params, self.disturbed({**params, **new}, stage))
 
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
         """Free energy per datapoint (nats, at temperature 1), π (of being active, mean over atoms), σ, mean active

@@ -378,7 +378,7 @@ class Maximal(Truncated):
             TRIAL: weights.new_tensor(0.0 if comparable else -1.0),
         }
         noisy = self.disturbed(new, stage)
-        return {**noisy, "W": self.bounded(noisy["W"])}
+        return self.learned(params, {**noisy, "W": self.bounded(noisy["W"])})
 
     def inert(self, old: Tensor, new: Tensor, seen: Tensor) -> Tensor:
         """The new W where entries change slowly that few points dominate."""

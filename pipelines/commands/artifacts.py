@@ -10,6 +10,8 @@ import click
 
 from ..console import JSON, STORE, duration, emit, pairs, plain, say, size, table
 from ..metrics import ordered
+from .imports import FOREIGN
+from .imports import command as import_
 
 if TYPE_CHECKING:
     from ...storage import ArtifactStore
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
 REF = click.argument("ref", metavar="NAME[@VERSION]")
 NAME = click.argument("name")
-FOREIGN = ("saelens", "sparsify")
-"""Layouts of other programs for sparse autoencoders."""
 
 
 @click.group()
@@ -192,28 +192,7 @@ def export(ref: str, store: str, kind: str | None, out: str | None, overwrite: b
     emit({"files": files}, as_json, lambda: click.echo("\n".join(files)))
 
 
-@command.command("import")
-@click.argument("path", type=click.Path())
-@click.option("--format", "kind", type=click.Choice(FOREIGN), required=True, help="Whose layout PATH has.")
-@click.option("--name", required=True, help="Name of the artifact that it becomes a version of.")
-@STORE
-@JSON
-def import_(path: str, kind: str, name: str, store: str, as_json: bool) -> None:
-    """Make a version from PATH, the folder of a sparse autoencoder (cfg.json and safetensors).
-
-    \b
-    Example:
-      sparsefleet artifacts import downloads/layer-12/ --format sparsify --name layer-12
-    """
-    from ..exchange import import_folder
-
-    made = import_folder(path, format=kind, store=store, name=name)
-
-    def people() -> None:
-        click.echo(f"{made.ref}: {made.summary.get('model')} with {made.summary.get('atoms')} atoms from {path}")
-        say(f"next: sparsefleet artifacts show {made.ref} --store {store}")
-
-    emit(_facts(made), as_json, people)
+command.add_command(import_)
 
 
 @command.command()

@@ -178,3 +178,18 @@ def test_resuming_equals_going_on(case):
             params = {n: torch.from_numpy(p.numpy().copy()) for n, p in params.items()}
         params = model.update(params, model.statistics(params, Batch(y), stages[i]), stages[i])
     assert all(torch.equal(params[n], whole[n]) for n in whole)
+
+
+@each
+def test_fixed_parameters_keep_their_start_values(case):
+    y = data()
+    names = [n for n in start(case.model(), y) if not n.startswith("training/")]
+    for name in names:
+        model = case.model(fixed=[name])
+        params = start(model, y)
+        learned, trace = learning.run(model, y, 4, {"W_noise": ((0, 0.1), (1, 0))}, params=params)
+        assert torch.equal(learned[name], params[name])
+        assert any(not torch.equal(learned[n], params[n]) for n in names if n != name)
+        assert np.isfinite(trace[-1]["free_energy"])
+    with pytest.raises(ModelError, match="fixed='nothing'"):
+        learning.run(case.model(fixed=["nothing"]), y, 1)
