@@ -82,9 +82,7 @@ def ours(x: Rows, atoms: Rows, penalty: float, steps: int, points: set[int], clo
     return out
 
 
-def spams(
-    x: Rows, atoms: Rows, penalty: float, points: set[int], clock: Callable[[], float], threads: int
-) -> Curve:
+def spams(x: Rows, atoms: Rows, penalty: float, points: set[int], clock: Callable[[], float], threads: int) -> Curve:
     """(seconds, atoms) of one run for each number of batches."""
     import spams as peer
 
