@@ -3,7 +3,7 @@
 Each size is learned in a process of its own with the same memory limit; the peak resident size is compared with the
 plan's figure.
 
-    python benchmarks/memory.py [--rows 100000 1000000 10000000]
+    python benchmarks/memory.py [--rows 100000 1000000 10000000] [--model bsc]
 """
 
 import argparse
@@ -22,7 +22,7 @@ import json, resource, sys
 import sparsefleet
 from sparsefleet.workers import LearnJob, run
 from sparsefleet.workers.plan import plan
-job = LearnJob(data=sys.argv[1], atoms=100, passes=2, store=sys.argv[2], memory_gib={LIMIT_GIB}, threads=1)
+job = LearnJob(data=sys.argv[1], model=sys.argv[3], atoms=100, passes=2, store=sys.argv[2], memory_gib={LIMIT_GIB}, threads=1)
 predicted = plan(job).memory_bytes_per_worker
 *_, last = run("learn", job)
 print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, last.rows_per_second]))
@@ -32,8 +32,9 @@ print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--model", default="bsc")
     options = parser.parse_args()
-    print(f"bsc D={DIM} H=100, 2 passes, limit {LIMIT_GIB} GiB per worker")
+    print(f"{options.model} D={DIM} H=100, 2 passes, limit {LIMIT_GIB} GiB per worker")
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
             shard_rows, chunk_rows = choose_layout(rows, 4 * DIM)
@@ -45,7 +46,7 @@ def main() -> None:
                 block = np.random.default_rng(shard.index).normal(size=(shard.stop - shard.start, DIM))
                 writer.write(shard, data=block.astype(np.float32))
             writer.finish()
-            command = [sys.executable, "-c", CHILD, f"{folder}/rows.zarr", f"{folder}/store"]
+            command = [sys.executable, "-c", CHILD, f"{folder}/rows.zarr", f"{folder}/store", options.model]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             predicted, peak, rate = json.loads(said.splitlines()[-1])
             print(

@@ -41,7 +41,7 @@ class Online(Coded):
     forgetting: Literal["power", "batch", "constant"] = "power"
     """How running sums age; see above."""
     rate: float = 5.0
-    """ρ of `power`, β of `constant`. On patches of photographs ρ = 5 needs a quarter of the batches that `batch` needs."""
+    """ρ of `power`, β of `constant`. On patches of photographs ρ = 5 needs a quarter of the batches of `batch`."""
     recent: bool = True
     """Drop sums that are older than the previous pass."""
     constraint: Literal["unit", "ball"] = "unit"

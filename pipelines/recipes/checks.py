@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...models import Batch, Model, Params, Stage
+from ...models.factorization.denoising import denoise, psnr
 from ...models.receptive import fit_field
 from ...models.recovery import recover
 from ...storage import ArtifactStore, Dataset, open_dataset
@@ -28,6 +29,7 @@ from ..reporter import metrics_line
 from .recipe import Recipe
 
 BATCH = 4096
+NOISY_PICTURE, NOISE = "flower.jpg", 25.0
 EXAMPLES = 12
 """Fields of each kind in the picture, the most used ones."""
 
@@ -264,5 +266,30 @@ def _sparsity(learned: Learned) -> str:
     return ", ".join(f"{text} {learned.metrics[n]:.4g}" for n, text in named.items() if n in learned.metrics)
 
 
-CHECKS: dict[str, Check] = {"metrics": metrics, "recovery": recovery, "fields": fields, "usage": usage}
+def denoising(learned: Learned) -> Found:
+    """How much noise of σ = 25 grey levels the atoms take from a photograph that they were not learned from."""
+    from ...storage.ingest.images import LUMINANCE
+
+    shape = learned.data.patch_shape
+    if shape is None or len(shape) != 2:
+        raise PipelineError(f"{learned.data.uri} holds no grey patches: the check 'denoising' needs pictures")
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError as err:
+        raise ImportError("the check 'denoising' needs scikit-learn: pip install 'sparsefleet[photos]'") from err
+    truth = torch.from_numpy(load_sample_image(NOISY_PICTURE) @ LUMINANCE).double()
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(learned.job.seed), dtype=torch.float64)
+    noisy = truth + NOISE * noise
+    before, after = psnr(noisy, truth), psnr(denoise(noisy, torch.from_numpy(learned.atoms.T), NOISE), truth)
+    said = f"{NOISY_PICTURE} with noise of {NOISE:g} grey levels: {before:.2f} dB, denoised {after:.2f} dB"
+    return Found({"psnr_noisy": before, "psnr": after}, said, {})
+
+
+CHECKS: dict[str, Check] = {
+    "metrics": metrics,
+    "recovery": recovery,
+    "fields": fields,
+    "usage": usage,
+    "denoising": denoising,
+}
 """One line a check."""

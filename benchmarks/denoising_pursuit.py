@@ -1,0 +1,104 @@
+"""Denoising photographs with dictionaries learned from the noisy picture itself (Elad, Aharon 2006).
+
+    python benchmarks/denoising_pursuit.py [--sigma 25] [--models ksvd mod online]
+
+8×8 patches without their means, 256 atoms that start at the overcomplete cosine dictionary, 10 passes over 40,000
+patches of the noisy picture, OMP down to (1.15 σ)² per pixel for the picture. Learning uses codes of 4 entries, and
+only patches that are not explained by noise. Peers on the same noise: the cosine dictionary itself, scikit-image's
+non-local means and wavelets, where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+
+import numpy as np
+import torch
+from sklearn.datasets import load_sample_image
+from sparsefleet.models import Batch, Probe, Stage, make_model
+from sparsefleet.models.factorization.coding import ATOMS
+from sparsefleet.models.factorization.denoising import GAIN, denoise, psnr
+from torch import Tensor
+
+SIDE, ATOMS_COUNT, PASSES = 8, 256, 10
+
+
+def cosines(side: int, count: int) -> Tensor:
+    """The overcomplete cosine dictionary [count, side²], without means but for the first atom."""
+    per_axis = round(count**0.5)
+    grid = torch.arange(side, dtype=torch.float64)[None] * torch.arange(per_axis, dtype=torch.float64)[:, None]
+    waves = torch.cos(grid * torch.pi / per_axis)
+    waves[1:] -= waves[1:].mean(1, keepdim=True)
+    both = torch.einsum("ai,bj->abij", waves, waves).reshape(count, side * side)
+    return torch.nn.functional.normalize(both, dim=1)
+
+
+def pictures() -> dict[str, Tensor]:
+    """Grey photographs, 0 … 255."""
+    found = {n: load_sample_image(f"{n}.jpg").mean(2) for n in ("china", "flower")}
+    try:
+        import skimage.data
+
+        found["camera"] = skimage.data.camera()
+    except ImportError:
+        pass
+    return {n: torch.from_numpy(np.asarray(p, dtype=np.float64)) for n, p in found.items()}
+
+
+def learned(name: str, noisy: Tensor, sigma: float) -> Tensor:
+    """Atoms [H, SIDE²] learned from patches of the noisy picture."""
+    rows = noisy.unfold(0, SIDE, 1).unfold(1, SIDE, 1).reshape(-1, SIDE * SIDE)
+    rows = rows - rows.mean(1, keepdim=True)
+    rows = rows[rows.square().mean(1) > (GAIN * sigma) ** 2]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    rows = rows[order[:40_000]]
+    online = name == "online"
+    model = make_model(name, {"atoms": ATOMS_COUNT, "coder": "omp", "nonzeros": 4, "dtype": "float64"})
+    params = model.init(Probe(len(rows), rows.mean(0), rows.var(0), rows[:4096]), torch.Generator().manual_seed(0))
+    params[ATOMS] = model.adopt(ATOMS, cosines(SIDE, ATOMS_COUNT), params[ATOMS])
+    batches = rows.split(512 if online else len(rows))
+    steps = len(batches) * PASSES
+    for step in range(steps):
+        stage = Stage(step=step, steps=steps, rows=len(rows))
+        params = model.update(params, model.statistics(params, Batch(batches[step % len(batches)]), stage), stage)
+    return params[ATOMS]
+
+
+def peers(noisy: Tensor, sigma: float) -> dict[str, Tensor]:
+    """What scikit-image makes of the noisy picture."""
+    try:
+        from skimage.restoration import denoise_nl_means, denoise_wavelet
+    except ImportError:
+        return {}
+    picture, scale = noisy.numpy() / 255, sigma / 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        means = denoise_nl_means(picture, patch_size=7, patch_distance=11, h=0.6 * scale, sigma=scale, fast_mode=True)
+        waves = denoise_wavelet(picture, sigma=scale, mode="soft", rescale_sigma=True)
+    return {"nl-means": torch.from_numpy(means) * 255, "wavelets": torch.from_numpy(waves) * 255}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sigma", type=float, default=25.0)
+    parser.add_argument("--models", nargs="+", default=["ksvd", "mod", "online"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, truth in pictures().items():
+        noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        noisy = truth + options.sigma * noise
+        results = {"noisy": f"{psnr(noisy, truth):.2f}"}
+        results["cosines"] = f"{psnr(denoise(noisy, cosines(SIDE, ATOMS_COUNT), options.sigma), truth):.2f}"
+        for model in options.models:
+            begun = time.process_time()
+            found = denoise(noisy, learned(model, noisy, options.sigma), options.sigma)
+            results[model] = f"{psnr(found, truth):.2f} ({time.process_time() - begun:.0f} s)"
+        results |= {n: f"{psnr(p, truth):.2f}" for n, p in peers(noisy, options.sigma).items()}
+        shown = "  ".join(f"{n} {v}" for n, v in results.items())
+        print(f"{name} {tuple(truth.shape)} σ={options.sigma:g}, PSNR in dB: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
