@@ -24,6 +24,8 @@ HEADER = "sparsefleet"
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 DONE = "done"
+MAX_SHARDS = 2**24
+"""More would take minutes to list: of 64 MB each, these are a petabyte."""
 """Array beside the data, one byte a shard: 1 when the shard's owner has written all of it."""
 
 
@@ -118,6 +120,8 @@ class Header(BaseModel):
     def _fits(self) -> Self:
         if self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows={self.shard_rows} is no multiple of chunk_rows={self.chunk_rows}")
+        if self.rows > self.shard_rows * MAX_SHARDS:
+            raise ValueError(f"rows={self.rows} in shards of {self.shard_rows} are more than {MAX_SHARDS:,} shards")
         main = {"dense": {"data"}, "codes": {"indices", "values"}}[self.kind]
         if not main <= self.arrays.keys():
             raise ValueError(f"a {self.kind} data set needs {' and '.join(sorted(main))}, not {', '.join(self.arrays)}")

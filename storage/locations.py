@@ -190,9 +190,10 @@ def locate(uri: str | os.PathLike[str]) -> Location:
     if scheme != "s3":
         raise StorageError(f"{scheme}:// is not supported: give a path, file:///path or s3://bucket/prefix")
     bucket, _, prefix = rest.partition("/")
+    if ":" in bucket or "@" in bucket:  # a password, perhaps, and one may hold a '/': none of it is repeated
+        raise StorageError("an S3 address is s3://bucket/prefix, without user, password or port (credentials: AWS_…)")
     if not BUCKET.fullmatch(bucket) or ".." in bucket:
-        shown = bucket.rpartition("@")[2]  # what stands before an '@' would be a password
-        raise StorageError(f"{shown!r} cannot be a bucket: an S3 address is s3://bucket/prefix (credentials: AWS_…)")
+        raise StorageError(f"{bucket!r} cannot be a bucket: an S3 address is s3://bucket/prefix")
     prefix = prefix.rstrip("/")
     if prefix:
         _check_key(prefix, repr(text))

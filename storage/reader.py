@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import psutil
 
 from .errors import BadData, NotFound, StorageError
 from .layout import DONE, HEADER, Header, Shard, array_sha256, first_problem, parse_header, refuse_nonfinite
@@ -246,7 +247,10 @@ def member(group: Group, name: str) -> Array[Any]:
 def read_side(place: Location, group: Group, header: Header, name: str) -> np.ndarray:
     """The small array `name`, compared with its SHA-256; BadData when they differ."""
     with _decoding(place, f"the array {name!r}"):
-        array = np.asarray(member(group, name)[...])
+        stored = member(group, name)
+        if stored.nbytes > psutil.virtual_memory().available:  # a size is only a claim until it is allocated
+            raise BadData(f"{place.uri}: the array {name!r} claims {stored.nbytes:,} bytes, more than there is memory")
+        array = np.asarray(stored[...])
     if array_sha256(array) != header.side[name]:
         raise BadData(f"{place.uri}: the array {name!r} is not the one that was written: it is damaged")
     return array

@@ -303,6 +303,53 @@ def test_a_changed_side_array_is_found(tmp_path: Path) -> None:
         open_dataset(str(tmp_path / "x.zarr")).side("mean")
 
 
+def test_absurd_sizes_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    found = filled(tmp_path / "x.zarr", ramp(), side={"mean": np.arange(3.0)})
+    meta = tmp_path / "x.zarr" / "mean" / "zarr.json"
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps(content | {"shape": [2**50]}))
+    assert "more than there is memory" in found_again(tmp_path)
+    with pytest.raises(BadData, match="are more than 16,777,216 shards"):
+        make(tmp_path / "y.zarr", np.broadcast_to(np.float32(0), (2**40, 3)), shard_rows=8)
+    assert found.rows == 21
+
+
+def found_again(folder: Path) -> str:
+    """What a fresh look at a data set complains about."""
+    (problem,) = open_dataset(str(folder / "x.zarr")).verify()
+    return problem
+
+
+def side_and_rows(uri: Path) -> None:
+    found = open_dataset(str(uri))
+    found.side("mean")
+    found.read(0, 8)
+
+
+def test_what_would_be_unpickled_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "x.zarr", ramp(), side={"mean": np.arange(3.0)})
+    for name in ("mean", "data"):
+        meta = tmp_path / "x.zarr" / name / "zarr.json"
+        good = meta.read_text()
+        for change in (
+            {"data_type": "object"},
+            {"data_type": {"name": "|O", "configuration": {}}},
+            {"codecs": [{"name": "numcodecs.pickle", "configuration": {}}]},
+            {"codecs": [{"name": "os.system", "configuration": {"command": "true"}}]},
+        ):
+            meta.write_text(json.dumps(json.loads(good) | change))
+            with pytest.raises(StorageError) as refused:
+                side_and_rows(tmp_path / "x.zarr")
+            assert "\n" not in str(refused.value)
+        meta.write_text(good)
+    # A group of Zarr's older format, where arrays of objects are pickles, is no data set.
+    (tmp_path / "old.zarr").mkdir()
+    (tmp_path / "old.zarr" / ".zgroup").write_text('{"zarr_format": 2}')
+    (tmp_path / "old.zarr" / ".zattrs").write_text("{}")
+    with pytest.raises(StorageError):
+        open_dataset(str(tmp_path / "old.zarr"))
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     filled(tmp_path / "x.zarr", ramp())
     meta = tmp_path / "x.zarr" / "zarr.json"

@@ -37,11 +37,13 @@ def test_s3_addresses_lose_the_slash_at_the_end() -> None:
     [
         *("", "a\0b", "file://host/x", "gs://bucket/x", "http://host/x", "s3://", "s3://B/x", "s3://a..b/x"),
         *("s3://bucket/../x", "s3://bucket/a//b", "s3://bucket/./x", "s3://bucket/a\nb", "s3://me:pass@bucket/x"),
+        *("s3://me:pass/pass@bucket/x", "s3://me:pass/x"),
     ],
 )
 def test_other_addresses_are_refused(uri: str) -> None:
     with pytest.raises(StorageError) as caught:
         locate(uri)
+    assert "me:" not in str(caught.value)
     assert "pass@" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
