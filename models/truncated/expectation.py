@@ -189,6 +189,13 @@ class Truncated(Model):
             use = use & (draw < partial).to(use.device)
         return use
 
+    def kept_rows(self, params: Params, batch: Batch, stage: Stage) -> Tensor | None:
+        """As `used`, before the rows' posteriors are computed; None where all are."""
+        if stage.get("cut_round", 0) < len(ROUNDS) and stage.get("partial", 1.0) >= 1.0:
+            return None
+        log_z = batch.memo.get("log_z")
+        return self.used(self.log_z(params, batch.x, stage) if log_z is None else log_z, batch, stage)
+
     # -- the contract ----------------------------------------------------------------------------------------------
 
     def encode(self, params: Params, batch: Batch) -> Codes:
@@ -202,11 +209,6 @@ class Truncated(Model):
     def dictionary(self, params: Params) -> Tensor:
         """W, [D, H]."""
         return params["W"]
-
-
-def cuts(stage: Stage) -> bool:
-    """Whether this update leaves some points out."""
-    return stage.get("cut_round", 0) >= len(ROUNDS) or stage.get("partial", 1.0) < 1.0
 
 
 def temperatures(stage: Stage | None, anneal_prior: bool) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from ..base import Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import native
 from ..schedule import Stage
-from .expectation import Truncated, cuts, normalise, solve, temperatures, too_large
+from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused import posterior_rows, working_bytes
 from .gram import gram_of
 from .states import StateTable, state_table
@@ -260,10 +260,7 @@ class Linear(Truncated):
     def _fused(self, params: Params, batch: Batch, stage: Stage) -> LinearStats:
         """`statistics` through the compiled kernel."""
         x = self._centred(params, batch.x)
-        use = None
-        if cuts(stage):
-            log_z = batch.memo.get("log_z")
-            use = self.used(self.log_z(params, batch.x, stage) if log_z is None else log_z, batch, stage)
+        use = self.kept_rows(params, batch, stage)
         q = posterior_rows(self, params, x, stage, candidates=batch.memo.get("candidates"), use=use)
         everything = torch.ones(len(x), dtype=torch.float64) if use is None else use.double()
         levels = q.counts.new_tensor(self.support)
