@@ -22,7 +22,7 @@ struct Lanes<float> {
     static constexpr float round = 12582912.0f, log2e = 1.44269504f, ln2 = 0.693359375f, ln2_rest = -2.12194440e-4f;
     static constexpr int shift = 23, bias = 127, degree = 7, terms = 4;
     // exp of less is a denormal: it costs ten times an ordinary exp and adds nothing to a sum.
-    static constexpr float lowest = -80.0f;
+    static constexpr float lowest = -80.0f, tiny = 1e-37f;
 };
 
 template <>
@@ -33,7 +33,7 @@ struct Lanes<double> {
     static constexpr double round = 6755399441055744.0, log2e = 1.4426950408889634;
     static constexpr double ln2 = 6.93145751953125e-1, ln2_rest = 1.42860682030941723212e-6;
     static constexpr int shift = 52, bias = 1023, degree = 13, terms = 11;
-    static constexpr double lowest = -700.0;
+    static constexpr double lowest = -700.0, tiny = 1e-300;
 };
 
 template <class T>
@@ -89,15 +89,19 @@ INLINE void logarithm(Vec<T>& x) {
 
 template <class T>
 INLINE T sum(const Vec<T>& v) {
+    const T* at = reinterpret_cast<const T*>(&v);
     T total = 0;
-    for (int64_t i = 0; i < Lanes<T>::count; i++) total += v[i];
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < Lanes<T>::count; i++) total += at[i];
     return total;
 }
 
 template <class T>
 INLINE T largest(const Vec<T>& v) {
-    T top = v[0];
-    for (int64_t i = 1; i < Lanes<T>::count; i++) top = v[i] > top ? v[i] : top;
+    const T* at = reinterpret_cast<const T*>(&v);
+    T top = at[0];
+#pragma omp simd reduction(max : top)
+    for (int64_t i = 0; i < Lanes<T>::count; i++) top = at[i] > top ? at[i] : top;
     return top;
 }
 
