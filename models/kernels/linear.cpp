@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "native.h"
+#include "scatter.h"
 #include "selection.h"
 #include "vectors.h"
 
@@ -295,23 +296,6 @@ INLINE void piece(const Problem<T>& p, const Rows<T>& r, Vec<T>* memory, int64_t
         group<T, LEVELS>(p, r, work, n, std::min(last - n, Lanes<T>::count));
 }
 
-// Σ of pair moments into ss[i, j] for those i that lie in [low, high): every thread has its own rows of ss.
-template <class T>
-INLINE void scatter(const T* pairs, const int64_t* candidates, int64_t rows, int64_t hc, int64_t atoms, int64_t low,
-                    int64_t high, double* ss) {
-    constexpr int64_t lanes = Lanes<T>::count;
-    const int64_t count = hc * (hc - 1) / 2;
-    for (int64_t n = 0; n < rows; n++) {
-        const T* from = pairs + n / lanes * count * lanes + n % lanes;
-        const int64_t* chosen = candidates + n * hc;
-        for (int64_t i = 0; i < hc; from += (hc - 1 - i) * lanes, i++) {
-            if (chosen[i] < low || chosen[i] >= high) continue;
-            double* to = ss + chosen[i] * atoms;
-            for (int64_t j = i + 1; j < hc; j++) to[chosen[j]] += from[(j - i - 1) * lanes];
-        }
-    }
-}
-
 #define DEFINE(T, SUFFIX)                                                                                            \
     EVERY_PROCESSOR void linear_piece_##SUFFIX(const Problem<T>& p, const Rows<T>& r, Vec<T>* memory, int64_t states, \
                                                int64_t nodes, int64_t first, int64_t last) {                         \
@@ -324,7 +308,7 @@ INLINE void scatter(const T* pairs, const int64_t* candidates, int64_t rows, int
     }                                                                                                                \
     EVERY_PROCESSOR void linear_scatter_##SUFFIX(const T* pairs, const int64_t* candidates, int64_t rows, int64_t hc, \
                                                  int64_t atoms, int64_t low, int64_t high, double* ss) {             \
-        scatter(pairs, candidates, rows, hc, atoms, low, high, ss);                                                  \
+        sparsefleet::scatter(pairs, candidates, rows, hc, atoms, low, high, ss);                                                  \
     }
 DEFINE(float, f32)
 DEFINE(double, f64)

@@ -57,7 +57,7 @@ class LinearRows:
     def __post_init__(self) -> None:
         atoms, lanes = len(self.gram), LANES_BYTES // self.gram.element_size()
         padded = -(-atoms // lanes) * lanes
-        fill = lambda t, value: _aligned(torch.nn.functional.pad(t, (0, padded - atoms), value=value))  # noqa: E731
+        fill = lambda t, value: aligned(torch.nn.functional.pad(t, (0, padded - atoms), value=value))  # noqa: E731
         plain = self.plain or self.tempered
         tables = (
             fill(self.tempered.constant, -1e30),
@@ -102,7 +102,7 @@ class LinearRows:
         own, slope, plain_own, plain_slope, rule_own, rule_slope = self._tables
         moments = pairs is not None
         groups, count = -(-n // lanes), self.candidates * (self.candidates - 1) // 2
-        between = _aligned(scores.new_empty(groups * count * lanes if moments else 0))
+        between = aligned(scores.new_empty(groups * count * lanes if moments else 0))
         counts = torch.zeros(-(-n // PIECE), levels, atoms, dtype=torch.float64)
         native.call(
             "linear_rows", scores, n, atoms, self.padded, self.gram, self.values, levels,
@@ -114,7 +114,7 @@ class LinearRows:
         return counts.sum(0)
 
 
-def _aligned(t: Tensor) -> Tensor:
+def aligned(t: Tensor) -> Tensor:
     """The same values at an address that whole vectors may be loaded from."""
     if t.is_contiguous() and t.data_ptr() % LANES_BYTES == 0:
         return t

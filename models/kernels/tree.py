@@ -27,25 +27,31 @@ class StateTree:
     """[nodes] the node without its last atom; 0 for the empty one."""
     level: Tensor
     """[nodes] level of its last atom; 0 for the empty one."""
+    last: Tensor
+    """[nodes] position of its last atom; 0 for the empty one."""
     state: Tensor
     """[nodes] its number as a state."""
+    size: Tensor
+    """[states] active atoms."""
 
 
 @lru_cache(maxsize=32)
 def state_tree(candidates: int, active: int, levels: int) -> StateTree:
     """The tree over H' candidates, at most γ active ones, at L levels."""
-    parent, level, state, size = [0], [0], [0], [0]
+    parent, level, last, state, size, sizes = [0], [0], [0], [0], [0], [0]
     begin, start = [1], [1]
-    for _ in range(candidates):
+    for position in range(candidates):
         nodes = begin[-1]
+        sizes += [held + 1 for held in size for _ in range(levels)]
         for node in range(nodes):
             if size[node] + 1 < active:
                 for at in range(levels):
                     parent.append(node)
                     level.append(at)
+                    last.append(position)
                     size.append(size[node] + 1)
                     state.append(start[-1] + node * levels + at)
         begin.append(len(parent))
         start.append(start[-1] + nodes * levels)
     pack = lambda values: torch.from_numpy(np.array(values, dtype=np.int32))  # noqa: E731
-    return StateTree(pack(begin), pack(start), pack(parent), pack(level), pack(state))
+    return StateTree(pack(begin), pack(start), pack(parent), pack(level), pack(last), pack(state), pack(sizes))

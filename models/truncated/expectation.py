@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
+from ..kernels import native
 from ..outputs import Wanted
 from ..schedule import Schedule, Stage
 from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
@@ -224,6 +225,17 @@ class Truncated(Model):
             use = use & (draw < partial).to(use.device)
         return use
 
+    def compiled(self, x: Tensor) -> bool:
+        """Whether the compiled kernel can do these rows: on the CPU, all entries observed."""
+        return native.usable(x) and not (self.missing and bool(torch.isnan(x).any()))
+
+    def rows_in_use(self, params: Params, batch: Batch, stage: Stage) -> Tensor | None:
+        """As `used`, before the rows' posteriors are computed; None where all are."""
+        if stage.get("cut_round", 0) < len(ROUNDS) and stage.get("partial", 1.0) >= 1.0:
+            return None
+        log_z = batch.memo.get("log_z")
+        return self.used(self.log_z(params, batch.x, stage) if log_z is None else log_z, batch, stage)
+
     # -- the contract ----------------------------------------------------------------------------------------------
 
     def encode(self, params: Params, batch: Batch) -> Codes:
@@ -247,11 +259,6 @@ class Truncated(Model):
     def dictionary(self, params: Params) -> Tensor:
         """W, [D, H]."""
         return params["W"]
-
-
-def cuts(stage: Stage) -> bool:
-    """Whether this update leaves some points out."""
-    return stage.get("cut_round", 0) >= len(ROUNDS) or stage.get("partial", 1.0) < 1.0
 
 
 def temperatures(stage: Stage | None, anneal_prior: bool) -> tuple[float, float]:

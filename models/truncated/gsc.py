@@ -24,9 +24,12 @@ from torch import Tensor
 
 from ..base import Batch, Params, Probe, Stats
 from ..errors import ModelError
+from ..kernels import native
+from ..kernels.slab import MOST_ACTIVE
 from ..schedule import Schedule, Stage
 from . import masked, noise
 from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .fused_slab import Rows, slab_rows, working_bytes
 from .inference import Listed
 from .prior import mass, truncated_pis
 from .slab import TILE_ELEMENTS, Moments, Points, Tile, size_class, start_slab, state_means, state_moments, upper
@@ -98,7 +101,7 @@ class Posterior:
 
 
 @dataclass(frozen=True)
-class _Theta:
+class Theta:
     """Parameters in the dtype of the batch, the noise's inverse covariance Σ⁻¹ applied."""
 
     scaled: Tensor
@@ -209,10 +212,10 @@ class GSC(Truncated):
             log_evidence=found.log_evidence - square / 2 + theta.log_zero - 0.5 * log_det - dims / 2 * log(2 * pi),
         )
 
-    def _theta(self, params: Params, dtype: torch.dtype) -> _Theta:
+    def _theta(self, params: Params, dtype: torch.dtype) -> Theta:
         scaled = noise.precise(params, params["W"])
         prior, psi = params["pi"].double(), params["psi"]
-        return _Theta(
+        return Theta(
             scaled=scaled.to(dtype),
             gram=(params["W"].T @ scaled).to(dtype),
             root=(noise.roots(params, params["W"]) if self.missing else scaled[:0]).to(dtype),
@@ -223,7 +226,7 @@ class GSC(Truncated):
             log_zero=float(torch.log1p(-prior).sum()),
         )
 
-    def _single(self, theta: _Theta, part: Points, *, prior: bool) -> Tensor:
+    def _single(self, theta: Theta, part: Points, *, prior: bool) -> Tensor:
         """[n, H] log p(y | only atom h) - log p(y | 0), with the prior's logit where asked."""
         scores, energy, mu, psi = part.scores, part.energy, theta.mu, theta.variance
         b = 1 + psi * energy
@@ -234,7 +237,7 @@ class GSC(Truncated):
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         return max(64, TILE_ELEMENTS // most)
 
-    def _tile(self, theta: _Theta, part: Points, stage: Stage | None, moments: bool, states: bool) -> Posterior:
+    def _tile(self, theta: Theta, part: Points, stage: Stage | None, moments: bool, states: bool) -> Posterior:
         scores, chosen = part.scores, part.chosen
         n, atoms = scores.shape
         at = chosen.T.contiguous()
@@ -274,7 +277,7 @@ class GSC(Truncated):
 
     def _collect(
         self,
-        theta: _Theta,
+        theta: Theta,
         part: Points,
         weight: Tensor,
         log_z: Tensor,
@@ -347,11 +350,26 @@ class GSC(Truncated):
 
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
+        if self.compiled(x):
+            return self._fused(params, x, stage, moments=False).log_z
         return self.posterior(params, x, stage, moments=False).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s∘z> [n, H]."""
+        if self.compiled(x):
+            return self._fused(params, x, None).mean.to(x.dtype)
         return self.posterior(params, x).sz
+
+    def compiled(self, x: Tensor) -> bool:
+        """As `Truncated.compiled`, for a diagonal Ψ and states of few atoms."""
+        return self.slab == "diagonal" and self.active <= MOST_ACTIVE and Truncated.compiled(self, x)
+
+    def _fused(
+        self, params: Params, x: Tensor, stage: Stage | None, *, use: Tensor | None = None, moments: bool = True
+    ) -> Rows:
+        """The posteriors of the rows through the compiled kernel."""
+        found = slab_rows(self, params, self._theta(params, x.dtype), x, stage, use=use, moments=moments)
+        return self._fused(params, x.double(), stage, use=use, moments=moments) if found is None else found
 
     def mass(self, params: Params) -> float:
         """P(|s| ≤ γ)."""
@@ -359,6 +377,8 @@ class GSC(Truncated):
 
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> GSCStats:
         """Sums of the posterior moments; points below the data cut's threshold only count for the free energy."""
+        if self.compiled(batch.x):
+            return self._fused_statistics(params, batch, stage)
         q = self.posterior(params, batch.x, stage)
         use = self.used(q.log_z, batch, stage)
         everything = bool(use.all())
@@ -393,6 +413,24 @@ class GSC(Truncated):
         ys = masked.expected_products(weights, seen.gone, chosen, zz.diagonal, between)
         yy = noise.of_missing(self.noise, params, params["W"], ys, seen.gone)
         return replace(stats, ys=stats.ys + ys, yy=stats.yy + yy)
+
+    def _fused_statistics(self, params: Params, batch: Batch, stage: Stage) -> GSCStats:
+        use = self.rows_in_use(params, batch, stage)
+        q = self._fused(params, batch.x, stage, use=use)
+        x = batch.x.to(q.mean.dtype)
+        empty = torch.zeros(0, dtype=torch.float64)
+        return GSCStats(
+            ys=(x.T @ q.mean).double(),
+            zz=q.pairs + q.pairs.T + torch.diag(q.sums[2]),
+            s=q.sums[0],
+            sz=q.sums[1],
+            yy=noise.second_moment(self.noise, x if use is None else x[use]),
+            imputed=empty,
+            spread=empty,
+            used=torch.tensor(float(len(x) if use is None else use.sum()), dtype=torch.float64),
+            log_evidence=q.log_evidence.sum(),
+            rows=torch.tensor(float(len(x)), dtype=torch.float64),
+        )
 
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
         """The exact M-step: W by normal equations for its change, the noise from the new W, π, μ and Ψ."""
@@ -457,6 +495,8 @@ class GSC(Truncated):
     def memory(self, rows: int, dim: int) -> int:
         """Rows, scores, joints and moments of one batch, one tile's states, parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
+        if self.slab == "diagonal" and self.active <= MOST_ACTIVE and native.library() is not None and not self.missing:
+            return working_bytes(self, rows, dim, item)
         pairs = self.candidates * (self.candidates + 1) // 2
         kinds = 2 if self.slab == "full" else 1
         own_gram = (3 * self.candidates + 6) * item if self.missing else 0

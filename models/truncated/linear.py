@@ -30,7 +30,7 @@ from ..errors import ModelError
 from ..kernels import native
 from ..schedule import Stage
 from . import masked
-from .expectation import Truncated, cuts, normalise, solve, temperatures, too_large
+from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused import posterior_rows, working_bytes
 from .gram import gram_of
 from .inference import Listed, with_zero
@@ -276,13 +276,13 @@ class Linear(Truncated):
 
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if self._compiled(x):
+        if self.compiled(x):
             return posterior_rows(self, params, self._centred(params, x), stage, moments=False).log_z
         return self.posterior(params, x, stage).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H]."""
-        if self._compiled(x):
+        if self.compiled(x):
             return posterior_rows(self, params, self._centred(params, x), None).mean
         return self.moments(self.posterior(params, x))[0]
 
@@ -291,7 +291,7 @@ class Linear(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
-        if self._compiled(batch.x):
+        if self.compiled(batch.x):
             return self._fused(params, batch, stage)
         q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
         mean, pair, value = self.moments(q)
@@ -340,17 +340,10 @@ class Linear(Truncated):
         yy = stats.yy + (ys * params["W"]).sum() + noise
         return replace(stats, ys=stats.ys + ys, y=stats.y + y if self.offset else y, yy=yy)
 
-    def _compiled(self, x: Tensor) -> bool:
-        """Whether the compiled kernel can do these rows: on the CPU, all entries observed."""
-        return native.usable(x) and not (self.missing and bool(torch.isnan(x).any()))
-
     def _fused(self, params: Params, batch: Batch, stage: Stage) -> LinearStats:
         """`statistics` through the compiled kernel."""
         x = self._centred(params, batch.x)
-        use = None
-        if cuts(stage):
-            log_z = batch.memo.get("log_z")
-            use = self.used(self.log_z(params, batch.x, stage) if log_z is None else log_z, batch, stage)
+        use = self.rows_in_use(params, batch, stage)
         q = posterior_rows(self, params, x, stage, candidates=batch.memo.get("candidates"), use=use)
         everything = torch.ones(len(x), dtype=torch.float64) if use is None else use.double()
         levels = q.counts.new_tensor(self.support)

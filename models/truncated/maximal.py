@@ -23,16 +23,18 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb, log, log1p, pi
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..base import TRAINING, Batch, Params, Probe, Stats
 from ..errors import ModelError
+from ..kernels import native
 from ..schedule import Schedule, Stage
 from . import masked
 from .expectation import PI_BOUND, Truncated, normalise, temperatures, too_large
+from .fused_maximal import FLOAT32_RANGE, Rows, maximal_rows, working_bytes
 from .inference import Listed, with_zero
 from .prior import mass, truncated_pi
 from .states import MOST_STATES
@@ -52,8 +54,6 @@ TOLERANCE = 1e-9
 UNUSED = 1e-10
 TIE = 1e-5
 TILE_ELEMENTS = 1 << 19
-# Beyond this range of powers float32 sums lose the smaller atoms of a state.
-FLOAT32_RANGE = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,10 @@ class Maximal(Truncated):
         return 1 / (1 - 1 / max(temperature, self.sharpest))
 
     @abstractmethod
+    def rank(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift [H] of what candidates are ranked by: the overshoot, where signed the score."""
+
+    @abstractmethod
     def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
         """[n, H'] int64, the atoms that states of several atoms may use; `energy` is ‖W_h‖² [H], or [n, H] over what
         was observed where entries of `x` are missing (NaN)."""
@@ -260,10 +264,14 @@ class Maximal(Truncated):
 
     def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
+        if self.compiled(x):
+            return self._fused(params, x, stage).log_z
         return self.posterior(params, x, stage).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H]."""
+        if self.compiled(x):
+            return self._fused(params, x, None, marginals=True).single.to(x.dtype)
         q = self.posterior(params, x)
         return q.single.scatter_add(1, q.candidates, self._candidate_means(q))
 
@@ -306,6 +314,8 @@ class Maximal(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
+        if self.compiled(batch.x):
+            return self._fused_statistics(params, batch, stage)
         q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
         use = self.used(q.log_z, batch, stage)
         x, single, multi, chosen = batch.x.to(q.single.dtype), q.single, q.multi, q.candidates
@@ -335,6 +345,27 @@ class Maximal(Truncated):
             used=use.sum().double(),
             log_evidence=q.log_evidence.sum(),
             rows=torch.tensor(float(use.shape[0]), dtype=torch.float64, device=x.device),
+        )
+
+    def _fused(self, params: Params, x: Tensor, stage: Stage | None, **wanted: Any) -> Rows:
+        """The posteriors of the rows through the compiled kernel."""
+        found = maximal_rows(self, params, x, stage, **wanted)
+        return self._fused(params, x.double(), stage, **wanted) if found is None else found
+
+    def _fused_statistics(self, params: Params, batch: Batch, stage: Stage) -> MaximalStats:
+        use, candidates = self.rows_in_use(params, batch, stage), batch.memo.get("candidates")
+        q = self._fused(params, batch.x, stage, candidates=candidates, use=use, shares=True)
+        single = q.single
+        total = single.sum(0, dtype=torch.float64)
+        return MaximalStats(
+            ay=(batch.x.to(single.dtype).T @ single).double() + q.ay.T,
+            a=total + q.a.T,
+            active=q.active,
+            residual=q.residual,
+            yy=q.yy,
+            used=torch.tensor(float(len(batch.x) if use is None else use.sum()), dtype=torch.float64),
+            log_evidence=q.log_evidence.sum(),
+            rows=torch.tensor(float(len(batch.x)), dtype=torch.float64),
         )
 
     def _shares(
@@ -416,6 +447,9 @@ class Maximal(Truncated):
     def memory(self, rows: int, dim: int) -> int:
         """Rows, scores and joints of one batch, one tile's states, parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
+        if native.library() is not None and not self.missing:
+            # A smoothed maximum may need float64.
+            return working_bytes(self, rows, dim, item if self.superposition == "max" else 8)
         per_row = (
             dim * ((4 if self.missing else 2) * item + 16)
             + (4 * self.atoms + 5 * self.multi_states + 4 * self.candidates) * item
@@ -440,6 +474,13 @@ class MCA(Maximal):
         Maximal.__post_init__(self)
         if self.select not in ("overshoot", "relative"):
             raise ModelError(f"select={self.select!r}: choose overshoot or relative")
+
+    def rank(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """As `choose`."""
+        total = weights.sum(0)
+        if self.select == "relative":
+            return -1 / total.clamp(min=1e-30), TIE * total / total.mean()
+        return -torch.ones_like(total), TIE * total
 
     def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
         """The smallest Σ_d max(W_dh - y_d, 0); of several, the largest atom."""
@@ -472,6 +513,11 @@ class MMCA(Maximal):
 
     signed: ClassVar[bool] = True
     sharpest: ClassVar[float] = 1.2
+
+    def rank(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """As `choose`."""
+        energy = weights.square().sum(0)
+        return torch.full_like(energy, 2.0), -energy
 
     def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
         """The smallest ‖W_h - y‖²."""
