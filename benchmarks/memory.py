@@ -22,7 +22,8 @@ import json, resource, sys
 import sparsefleet
 from sparsefleet.workers import LearnJob, run
 from sparsefleet.workers.plan import plan
-job = LearnJob(data=sys.argv[1], model=sys.argv[3], atoms=100, passes=2, store=sys.argv[2], memory_gib={LIMIT_GIB}, threads=1)
+job = LearnJob(data=sys.argv[1], model=sys.argv[3], atoms=100, passes=2,
+               store=sys.argv[2], memory_gib={LIMIT_GIB}, threads=1)
 predicted = plan(job).memory_bytes_per_worker
 *_, last = run("learn", job)
 print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, last.rows_per_second]))

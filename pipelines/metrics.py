@@ -16,6 +16,9 @@ LABELS = {
     "pi": "prior π",
     "active_atoms": "active atoms per datapoint",
     "l0": "active atoms per datapoint (L0)",
+    "relative_error": "relative error ‖x - Dᵀa‖ / ‖x‖",
+    "gap": "Frank-Wolfe gap",
+    "replaced": "atoms replaced by the last update",
     "dead_share": "share of dead atoms",
     "used_share": "share of datapoints used",
 }

@@ -262,7 +262,8 @@ def _usage_values(found: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _sparsity(learned: Learned) -> str:
-    named = {"active_atoms": "active atoms", "pi": "π", "sigma": "σ", "free_energy": "free energy"}
+    named = {"active_atoms": "active atoms", "l0": "entries per code", "pi": "π", "sigma": "σ"}
+    named |= {"free_energy": "free energy", "relative_error": "relative error"}
     return ", ".join(f"{text} {learned.metrics[n]:.4g}" for n, text in named.items() if n in learned.metrics)
 
 
