@@ -23,9 +23,13 @@ from torch import Tensor
 
 from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
-from ..schedule import Schedule, Stage
+from ..schedule import Ramp, Schedule, Stage
 from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
+from .evolution import KEPT as KEPT_STATES
+from .evolution import Evolution, code_dtype
+from .hysteresis import KEPT as KEPT_CANDIDATES
 from .states import count_states
+from .variation import Alphabet
 
 PI_BOUND = 1e-5
 # exp of a difference below -80 is a float32 denormal: it costs ten times an ordinary exp and adds nothing to a sum.
@@ -48,6 +52,12 @@ class Truncated(Model):
     """Whether the temperature also flattens the prior."""
     start: Literal["mean", "data"] = "mean"
     """Atoms start at the data's mean plus noise, or at datapoints drawn at random."""
+    states: Literal["preselected", "evolutionary"] = "preselected"
+    """States are chosen anew in every pass, or every point keeps a set of its own that evolves (then no data cut)."""
+    evolution: Evolution = Evolution()  # noqa: RUF009 (it is frozen)
+    """How evolutionary states evolve: set as evolution.size, evolution.parents, …"""
+    hysteresis: bool = False
+    """Whether a point's candidates stay those of the last pass where these explain it better."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
 
@@ -59,6 +69,10 @@ class Truncated(Model):
             raise ModelError(f"gamma={self.gamma} active atoms cannot be drawn from h_prime={self.h_prime} candidates")
         if self.start not in ("mean", "data"):
             raise ModelError(f"start={self.start!r}: choose mean or data")
+        if self.states not in ("preselected", "evolutionary"):
+            raise ModelError(f"states={self.states!r}: choose preselected or evolutionary")
+        if self.evolves and self.hysteresis:
+            raise ModelError("hysteresis=True belongs to preselected states; evolutionary ones never get worse anyway")
 
     @property
     def candidates(self) -> int:
@@ -80,14 +94,35 @@ class Truncated(Model):
         """M, states of two or more atoms."""
         return count_states(self.candidates, self.active, self.levels)
 
+    @property
+    def evolves(self) -> bool:
+        """Whether every point keeps a set of states."""
+        return self.states == "evolutionary"
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """The codes of evolutionary states."""
+        return Alphabet(self.atoms, self.levels, min(self.evolution.most_active, self.atoms))
+
+    def kept_rows(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The sets of evolutionary states, or with hysteresis the candidates."""
+        if self.evolves:
+            codes = code_dtype(self.alphabet.none)
+            return {KEPT_STATES: ((self.evolution.size, self.alphabet.slots), codes)}
+        return {KEPT_CANDIDATES: ((self.candidates,), "int32")} if self.hysteresis else {}
+
     def schedule(self) -> Schedule:
         """100 passes; cooled from T=2 to 1, then the data cut rises to its full strength."""
         return Schedule(
             passes=100,
             update_every="pass",
             batch_rows=4096,
-            ramps={"T": ((0.05, 2.0), (0.4, 1.0)), "ncut": ((1 / 3, 0.0), (2 / 3, 1.0))},
+            ramps=self.allowed({"T": ((0.05, 2.0), (0.4, 1.0)), "ncut": ((1 / 3, 0.0), (2 / 3, 1.0))}),
         )
+
+    def allowed(self, ramps: dict[str, Ramp]) -> dict[str, Ramp]:
+        """Those of a schedule's ramps that make sense: evolutionary states leave out no point."""
+        return {name: ramp for name, ramp in ramps.items() if not (self.evolves and name == "ncut")}
 
     @abstractmethod
     def mass(self, params: Params) -> float:
@@ -139,11 +174,13 @@ class Truncated(Model):
 
     def surveys_at(self, stage: Stage) -> int:
         """Three histograms where the schedule cuts data, none otherwise."""
+        if self.evolves and stage.get("ncut", 0.0) > 0:
+            raise ModelError("schedule.ncut: evolutionary states are not limited to gamma atoms, so no data is cut")
         return len(ROUNDS) if stage.get("ncut", 0.0) > 0 else 0
 
     def row_memory(self) -> int:
-        """The score by which the data cut ranks a point, float64."""
-        return 8
+        """The score by which the data cut ranks a point, float64, and what outlives a pass."""
+        return 8 + Model.row_memory(self)
 
     def survey(self, params: Params, batch: Batch, stage: Stage) -> ScoreHistogram:
         """A histogram of the points' tempered log Z, the score by which the data cut ranks them."""

@@ -25,10 +25,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import Batch, Params, Probe, Stats
+from ..base import Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Stage
+from .evolution import substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .hysteresis import settled
 from .states import StateTable, state_table
 
 
@@ -223,7 +225,11 @@ class Linear(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
-        q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
+        if self.evolves:
+            from . import linear_sets
+
+            return linear_sets.statistics(self, params, batch, stage)
+        q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         mean, pair, value = self.moments(q)
         use = self.used(q.log_z, batch, stage)
         x, chosen = self._centred(params, batch.x.to(mean.dtype)), q.candidates
@@ -287,6 +293,7 @@ class Linear(Truncated):
             "sigma": float(params["sigma"]),
             "active_atoms": float(stats.counts.sum()) / used,
             "used_share": float(stats.used) / rows,
+            **substitutions(stats, rows),
         }
 
     @abstractmethod
@@ -300,6 +307,11 @@ class Linear(Truncated):
         columns = self.levels * self.candidates + pairs
         per_row = dim * (item + 16) + ((1 + 5 * self.levels) * self.atoms + 4 * multi + 6 * columns) * item + 16 * pairs
         fixed = 8 * (6 * dim * self.atoms + 6 * self.atoms**2) + 4 * multi * columns * item
+        if self.evolves:
+            per_row = dim * (item + 16) + Model.row_memory(self)
+            # A tile's scores and probabilities, and the sums of two tiles.
+            fixed *= 2
+            fixed += tile_memory(self.alphabet, self.evolution, 8 * (dim + (2 + 4 * self.levels) * self.atoms))
         return rows * per_row + fixed
 
     def flops(self, dim: int) -> float:

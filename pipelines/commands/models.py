@@ -81,16 +81,17 @@ def _settings(cls: type) -> list[dict[str, Any]]:
     from ..flags import field_docs
 
     docs = field_docs(cls)
-    own = [f for f in dataclasses.fields(cls) if f.name not in ("atoms", "dtype")]
-    return [
-        {
-            "name": f.name,
-            "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
-            "default": None if f.default is dataclasses.MISSING else f.default,
-            "help": docs.get(f.name, ""),
-        }
-        for f in own
-    ]
+    found: list[dict[str, Any]] = []
+    for f in dataclasses.fields(cls):
+        if f.name in ("atoms", "dtype"):
+            continue
+        if dataclasses.is_dataclass(f.default):
+            found += [{**s, "name": f"{f.name}.{s['name']}"} for s in _settings(type(f.default))]
+            continue
+        kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+        default = None if f.default is dataclasses.MISSING else f.default
+        found.append({"name": f.name, "type": kind, "default": default, "help": docs.get(f.name, "")})
+    return found
 
 
 def _first_line(cls: type) -> str:
