@@ -53,12 +53,7 @@ def make_model(name: str, settings: dict[str, Any]) -> Model:
         ModelError: an unknown setting (the nearest is suggested), a value of the wrong type or out of range.
     """
     cls = load_model_class(name)
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ModelError(f"model {name!r} has no setting {key!r}; {hint}")
+    _refuse_unknown(name, cls, settings)
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -70,3 +65,18 @@ def make_model(name: str, settings: dict[str, Any]) -> Model:
         if isinstance(cause, ModelError):
             raise ModelError(str(cause)) from None
         raise ModelError(f"model {name!r}: {where}={first.get('input')!r}: {first['msg']}") from None
+
+
+def _refuse_unknown(name: str, cls: type, settings: dict[str, Any], within: str = "") -> None:
+    """ModelError for settings, or settings of a group of settings, that a class does not have."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in settings.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean {f'{within}{near[0]}'!r}?" if near else f"it has {', '.join(within + k for k in known)}"
+            )
+            raise ModelError(f"model {name!r} has no setting {f'{within}{key}'!r}; {hint}")
+        group = known[key].default
+        if dataclasses.is_dataclass(group) and isinstance(value, dict):
+            _refuse_unknown(name, type(group), value, f"{within}{key}.")

@@ -63,7 +63,7 @@ class Evolution:
     """Most active atoms of a state."""
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("parents", 2), ("children", 1), ("generations", 1), ("most_active", 1)):
+        for name, least in (("size", 2), ("parents", 2), ("children", 1), ("generations", 1), ("most_active", 1)):
             if getattr(self, name) < least:
                 raise ModelError(f"evolution.{name}={getattr(self, name)} must be at least {least}")
         if self.warm_up < 0:
@@ -142,8 +142,9 @@ def code_dtype(codes: int) -> str:
 
 def store(sets: Sets, alphabet: Alphabet) -> Tensor:
     """[n, S, A] as it is kept between updates."""
-    codes = sets.states.masked_fill(sets.states == alphabet.none, EMPTY)
-    codes[0].masked_fill_(~sets.gain.isfinite(), VOID)
+    void = ~sets.gain.isfinite()
+    codes = sets.states.masked_fill((sets.states == alphabet.none) | void, EMPTY)
+    codes[0].masked_fill_(void, VOID)
     return codes.permute(1, 2, 0).to(getattr(torch, code_dtype(alphabet.none)))
 
 

@@ -129,7 +129,7 @@ class Truncated(Model):
         """A, the prior probability of at most γ active atoms."""
 
     @abstractmethod
-    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+    def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64, log Σ of the tempered joints: ranks points for the data cut."""
 
     @abstractmethod
@@ -185,7 +185,7 @@ class Truncated(Model):
     def survey(self, params: Params, batch: Batch, stage: Stage) -> ScoreHistogram:
         """A histogram of the points' tempered log Z, the score by which the data cut ranks them."""
         if "log_z" not in batch.memo:
-            batch.memo["log_z"] = self.log_z(params, batch.x, stage)
+            batch.memo["log_z"] = self.log_z(params, batch, stage)
         return histogram(batch.memo["log_z"], stage)
 
     def refine(self, params: Params, survey: Stats, stage: Stage) -> Stage:

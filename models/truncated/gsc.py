@@ -22,11 +22,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import Batch, Params, Probe, Stats
+from ..base import Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
 from . import noise
+from .evolution import substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
+from .hysteresis import settled
 from .prior import mass, truncated_pis
 from .slab import TILE_ELEMENTS, Moments, Tile, size_class, state_moments, upper
 from .states import MOST_STATES
@@ -95,7 +97,7 @@ class Posterior:
 
 
 @dataclass(frozen=True)
-class _Theta:
+class Theta:
     """Parameters in the dtype of the batch, the noise's inverse covariance Σ⁻¹ applied."""
 
     scaled: Tensor
@@ -163,15 +165,28 @@ class GSC(Truncated):
 
     # -- E-step ----------------------------------------------------------------------------------------------------
 
-    def posterior(self, params: Params, x: Tensor, stage: Stage | None = None, *, moments: bool = True) -> Posterior:
-        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage)."""
+    def posterior(
+        self,
+        params: Params,
+        x: Tensor,
+        stage: Stage | None = None,
+        candidates: Tensor | None = None,
+        *,
+        moments: bool = True,
+    ) -> Posterior:
+        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage).
+
+        `candidates` [n, H'] int64 are used where given, instead of choosing them.
+        """
         # The imputed moments of a full Ψ are small differences of large numbers.
         x = x.double() if self.slab == "full" else x
-        theta = self._theta(params, x.dtype)
+        theta = self.theta(params, x.dtype)
         scores = x @ theta.scaled
         if too_large(scores, float((theta.mu.abs() + theta.variance.sqrt()).max())):
-            return self.posterior(params, x.double(), stage, moments=moments)
-        chosen = self._single(theta, scores, prior=False).topk(self.candidates, dim=1).indices
+            return self.posterior(params, x.double(), stage, candidates, moments=moments)
+        chosen = candidates
+        if chosen is None:
+            chosen = self.alone(theta, scores, prior=False).topk(self.candidates, dim=1).indices
         rows = self.tile or self._tile_rows()
         parts = [
             self._tile(theta, scores[a : a + rows], chosen[a : a + rows], stage, moments)
@@ -187,10 +202,11 @@ class GSC(Truncated):
             log_evidence=found.log_evidence - square / 2 + constant,
         )
 
-    def _theta(self, params: Params, dtype: torch.dtype) -> _Theta:
+    def theta(self, params: Params, dtype: torch.dtype) -> Theta:
+        """The parameters in the dtype of a batch."""
         scaled = noise.precise(params, params["W"])
         prior, psi = params["pi"].double(), params["psi"]
-        return _Theta(
+        return Theta(
             scaled=scaled.to(dtype),
             gram=(params["W"].T @ scaled).to(dtype),
             logit=torch.logit(prior).to(dtype),
@@ -200,7 +216,7 @@ class GSC(Truncated):
             log_zero=float(torch.log1p(-prior).sum()),
         )
 
-    def _single(self, theta: _Theta, scores: Tensor, *, prior: bool) -> Tensor:
+    def alone(self, theta: Theta, scores: Tensor, *, prior: bool) -> Tensor:
         """[n, H] log p(y | only atom h) - log p(y | 0), with the prior's logit where asked."""
         energy, mu, psi = theta.gram.diagonal(), theta.mu, theta.variance
         b = 1 + psi * energy
@@ -211,7 +227,7 @@ class GSC(Truncated):
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         return max(64, TILE_ELEMENTS // most)
 
-    def _tile(self, theta: _Theta, scores: Tensor, chosen: Tensor, stage: Stage | None, moments: bool) -> Posterior:
+    def _tile(self, theta: Theta, scores: Tensor, chosen: Tensor, stage: Stage | None, moments: bool) -> Posterior:
         n, atoms = scores.shape
         at = chosen.T.contiguous()
         first, second = torch.triu_indices(self.candidates, self.candidates, device=scores.device)
@@ -230,7 +246,7 @@ class GSC(Truncated):
         gain = scores.new_empty(n, 1 + atoms + self.multi_states)
         odds = scores.new_empty(n, 1 + atoms + self.multi_states)
         gain[:, 0] = odds[:, 0] = 0
-        gain[:, 1 : atoms + 1] = self._single(theta, scores, prior=False)
+        gain[:, 1 : atoms + 1] = self.alone(theta, scores, prior=False)
         odds[:, 1 : atoms + 1] = theta.logit
         begin = atoms + 1
         for states, each in zip(classes, found):
@@ -249,7 +265,7 @@ class GSC(Truncated):
 
     def _collect(
         self,
-        theta: _Theta,
+        theta: Theta,
         scores: Tensor,
         chosen: Tensor,
         weight: Tensor,
@@ -295,9 +311,10 @@ class GSC(Truncated):
 
     # -- the contract ----------------------------------------------------------------------------------------------
 
-    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+    def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        return self.posterior(params, x, stage, moments=False).log_z
+        joints = lambda c: self.posterior(params, batch.x, stage, c, moments=False)  # noqa: E731
+        return settled(joints, batch, hysteresis=self.hysteresis).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s∘z> [n, H]."""
@@ -308,8 +325,15 @@ class GSC(Truncated):
         return mass(params["pi"], self.atoms, self.active)
 
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> GSCStats:
-        """Sums of the posterior moments; points below the data cut's threshold only count for the free energy."""
-        q = self.posterior(params, batch.x, stage)
+        """Sums of the posterior moments; points below the data cut's threshold only count for the free energy.
+
+        Where the batch's memo holds `candidates` [n, H'], the states are those over them.
+        """
+        if self.evolves:
+            from . import slab_sets
+
+            return slab_sets.statistics(self, params, batch, stage)
+        q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         use = self.used(q.log_z, batch, stage)
         everything = bool(use.all())
         pick = lambda t: t if everything else t[use]  # noqa: E731
@@ -385,6 +409,7 @@ class GSC(Truncated):
             "sigma": noise.level(params),
             "active_atoms": float(stats.s.sum()) / used,
             "used_share": float(stats.used) / rows,
+            **substitutions(stats, rows),
         }
 
     def memory(self, rows: int, dim: int) -> int:
@@ -396,6 +421,12 @@ class GSC(Truncated):
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         per_tile_row = (8 * most * self.active**2 + 3 * (self.atoms + self.multi_states)) * item
         fixed = 8 * (8 * dim * self.atoms + 8 * kinds * self.atoms**2 + (4 * dim**2 if self.noise == "full" else 0))
+        if self.evolves:
+            from .slab_sets import row_bytes
+
+            kept = Model.row_memory(self)
+            tile = tile_memory(self.alphabet, self.evolution, row_bytes(self) + 8 * (dim + 4 * self.atoms))
+            return rows * (dim * (2 * item + 16) + kept) + tile + 2 * fixed
         return rows * per_row + (self.tile or self._tile_rows()) * per_tile_row + fixed
 
     def flops(self, dim: int) -> float:

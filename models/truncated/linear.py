@@ -212,9 +212,10 @@ class Linear(Truncated):
 
     # -- the contract ----------------------------------------------------------------------------------------------
 
-    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+    def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        return self.posterior(params, x, stage).log_z
+        joints = lambda c: self.posterior(params, batch.x, stage, c)  # noqa: E731
+        return settled(joints, batch, hysteresis=self.hysteresis).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H]."""

@@ -94,7 +94,7 @@ def crossed(states: Tensor, void: Tensor, draws: Draws, alphabet: Alphabet) -> C
 def flipped_once(states: Tensor, void: Tensor, count: int, draws: Draws, alphabet: Alphabet) -> Children:
     """`count` children [A, n, P·count] of each parent [A, n, P]: one latent changed, another one in each of them."""
     count = min(count, alphabet.atoms)
-    n, parents_ = void.shape
+    parents_ = void.shape[1]
     picks: list[Tensor] = []
     # A random subset by Floyd's algorithm (Bentley & Floyd, Comm. ACM 30, 1987).
     for top in range(alphabet.atoms - count, alphabet.atoms):
@@ -103,7 +103,7 @@ def flipped_once(states: Tensor, void: Tensor, count: int, draws: Draws, alphabe
             pick = torch.where(pick == other, top, pick)
         # A pick that was moved to `top` cannot meet an earlier one again: those are below `top`.
         picks.append(pick)
-    atom = torch.stack(picks, 2).reshape(n, -1)
+    atom = torch.stack(picks, 2).flatten(1)
     return _changed(states.repeat_interleave(count, 2), void.repeat_interleave(count, 1), atom, draws, alphabet)
 
 
@@ -183,7 +183,7 @@ def binomial(uniform: Tensor, trials: Tensor, rate: Tensor, *, most: int) -> Ten
     odds = rate / (1 - rate).clamp(min=1e-12)
     mass = torch.exp(trials * torch.log1p(-rate.clamp(max=1 - 1e-12)))
     below = mass.clone()
-    out = torch.zeros_like(trials)
+    out = torch.zeros_like(uniform + trials, dtype=torch.int64)
     for k in range(1, most + 1):
         above = uniform >= below
         if not bool(above.any()):
