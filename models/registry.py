@@ -18,6 +18,7 @@ MODELS = {
     "gsc": "sparsefleet.models.truncated.gsc:GSC",
     "mca": "sparsefleet.models.truncated.maximal:MCA",
     "mmca": "sparsefleet.models.truncated.maximal:MMCA",
+    "noisyor": "sparsefleet.models.truncated.noisyor:NoisyOR",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
 }
 

@@ -27,6 +27,13 @@ class Draws:
         self._rows = _mixed(_mixed(place * GOLDEN) + key)[:, None]
         self._count = 0
 
+    @classmethod
+    def alike(cls, rows: int, device: torch.device) -> Draws:
+        """The same numbers for every row: what is drawn for a row does not depend on where it lies."""
+        out = cls(None, 0, 1, device)
+        out._rows = out._rows.expand(rows, 1)
+        return out
+
     def uniform(self, *shape: int) -> Tensor:
         """[n, *shape] float64 in [0, 1)."""
         count = 1

@@ -33,7 +33,8 @@ KEPT = "states"
 """Name of the sets among what a model keeps of rows."""
 EMPTY, VOID = -1, -2
 """Stored instead of a code: an empty slot; in the first slot, a state that is not there."""
-TILE_BYTES = 1 << 24
+TILE_BYTES = 1 << 26
+LEAST_ROWS = 16
 HASH_SEED = 0x5EED
 
 
@@ -86,7 +87,11 @@ class Evolving(Protocol):
     """A model whose states may evolve."""
 
     @property
-    def evolution(self) -> Evolution: ...
+    def evolves(self) -> bool: ...
+    @property
+    def sets(self) -> Evolution: ...
+    @property
+    def atoms(self) -> int: ...
     @property
     def alphabet(self) -> Alphabet: ...
     @property
@@ -98,14 +103,17 @@ class Evolving(Protocol):
 class Landscape(ABC):
     """The log-joints of any states of n points under fixed parameters."""
 
-    alphabet: Alphabet
-    dtype: torch.dtype
     beta: float = 1.0
     """Factor of the log-likelihood at the present temperature."""
     heat: float = 1.0
     """Factor of the log-prior."""
     wanted: float
     """Σ π, the prior's number of active atoms."""
+
+    def __init__(self, alphabet: Alphabet, x: Tensor) -> None:
+        """`x` [n, …]: in the dtype and on the device of all that is computed."""
+        self.alphabet = alphabet
+        self.dtype, self.device, self.points = x.dtype, x.device, len(x)
 
     @abstractmethod
     def parts(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +168,10 @@ def begin(land: Landscape, evolution: Evolution, h_prime: int, gamma: int, draws
     """First sets: the best states over the candidates, then `warm_up` E-steps."""
     alphabet = land.alphabet
     gamma = min(gamma, alphabet.slots)
-    chosen = land.candidates(h_prime).T
+    if h_prime < alphabet.atoms:
+        chosen = land.candidates(h_prime).T
+    else:
+        chosen = torch.arange(alphabet.atoms, device=land.device)[:, None].expand(-1, land.points)
     best: Sets | None = None
     for table in _tables(alphabet, chosen.shape[0], gamma, evolution.size + evolution.offspring):
         position, level = (part.to(chosen.device) for part in table)
@@ -271,41 +282,47 @@ def _tables(alphabet: Alphabet, candidates: int, gamma: int, at_once: int) -> li
     return [(part[:, 0].T.contiguous(), part[:, 1].T.contiguous()) for part in parts]
 
 
-def tile_rows(alphabet: Alphabet, evolution: Evolution, row_bytes: int = 0) -> int:
-    """Points whose states are handled at once; `row_bytes`: what the model needs besides of a point."""
-    codes = 8 * alphabet.slots * (evolution.size + evolution.offspring)
-    return max(16, TILE_BYTES // (codes + row_bytes))
+def tile_rows(alphabet: Alphabet, sets: Evolution, row_bytes: int) -> int:
+    """Points whose states are handled at once; `row_bytes`: what the model needs besides for a point."""
+    return max(LEAST_ROWS, TILE_BYTES // _point_bytes(alphabet, sets, row_bytes))
 
 
-def tile_memory(alphabet: Alphabet, evolution: Evolution, row_bytes: int = 0) -> int:
-    """Bytes of a tile's work: states, their parts, copies while they are sorted out."""
-    states = evolution.size + evolution.offspring
-    each = states * (8 * alphabet.slots * 4 + 16 * 8) + 4 * row_bytes
-    return tile_rows(alphabet, evolution, row_bytes) * each
+def tile_memory(alphabet: Alphabet, sets: Evolution, row_bytes: int) -> int:
+    """Bytes of a tile's work: states, their parts, copies while they are sorted out, and what the model needs."""
+    return max(LEAST_ROWS * _point_bytes(alphabet, sets, row_bytes), TILE_BYTES)
+
+
+def _point_bytes(alphabet: Alphabet, sets: Evolution, row_bytes: int) -> int:
+    return (sets.size + sets.offspring) * (4 * 8 * alphabet.slots + 16 * 8) + 4 * row_bytes
 
 
 def evolved(
-    batch: Batch, stage: Stage, model: Evolving, scene: Callable[[Tensor], Landscape], row_bytes: int = 0
+    batch: Batch, stage: Stage, model: Evolving, scene: Callable[[Tensor], Landscape], row_bytes: int
 ) -> Iterator[tuple[slice, Tensor, Landscape, Sets]]:
     """One E-step for a batch, tile by tile: the tile's place in it, its rows, their landscape by `scene`, their sets.
 
-    The sets are taken from `batch.kept` and put there again; the first time they are begun.
+    The sets are taken from `batch.kept` and put there again; the first time they are begun. Sets of all states are
+    made when they are needed.
     """
     old, new = batch.kept.get(KEPT), list[Tensor]()
-    rows = tile_rows(model.alphabet, model.evolution, row_bytes)
+    rows = tile_rows(model.alphabet, model.sets, row_bytes)
     for a in range(0, max(len(batch.x), 1), rows):
         tile = slice(a, a + rows)
         land = scene(batch.x[tile])
         x = batch.x[tile].to(land.dtype)
         draws = Draws(stage, batch.start + a, len(x), x.device)
-        if old is None:
-            sets = begin(land, model.evolution, model.candidates, model.gamma, draws)
-        else:
+        if old is not None:
             sets = restore(old[tile], land)
-        sets = e_step(land, sets, model.evolution, draws)
-        new.append(store(sets, model.alphabet))
+        elif model.evolves:
+            sets = begin(land, model.sets, model.candidates, model.gamma, draws)
+        else:
+            sets = begin(land, model.sets, model.atoms, model.atoms, draws)
+        if model.evolves:
+            sets = e_step(land, sets, model.sets, draws)
+            new.append(store(sets, model.alphabet))
         yield tile, x, land, sets
-    batch.kept[KEPT] = torch.cat(new)
+    if model.evolves:
+        batch.kept[KEPT] = torch.cat(new)
 
 
 def weights(land: Landscape, sets: Sets) -> tuple[Tensor, Tensor]:

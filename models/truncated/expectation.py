@@ -14,7 +14,7 @@ Schedules of these models may set
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, isfinite
 from typing import ClassVar, Literal
 
@@ -28,7 +28,7 @@ from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
 from .evolution import KEPT as KEPT_STATES
 from .evolution import Evolution, code_dtype
 from .hysteresis import KEPT as KEPT_CANDIDATES
-from .states import count_states
+from .states import MOST_STATES, count_states
 from .variation import Alphabet
 
 PI_BOUND = 1e-5
@@ -52,8 +52,9 @@ class Truncated(Model):
     """Whether the temperature also flattens the prior."""
     start: Literal["mean", "data"] = "mean"
     """Atoms start at the data's mean plus noise, or at datapoints drawn at random."""
-    states: Literal["preselected", "evolutionary"] = "preselected"
-    """States are chosen anew in every pass, or every point keeps a set of its own that evolves (then no data cut)."""
+    states: Literal["preselected", "evolutionary", "all"] = "preselected"
+    """States are chosen anew in every pass; or every point keeps a set of its own that evolves; or all states are
+    evaluated, where there are few atoms. The last two cut no data."""
     evolution: Evolution = Evolution()  # noqa: RUF009 (it is frozen)
     """How evolutionary states evolve: set as evolution.size, evolution.parents, …"""
     hysteresis: bool = False
@@ -69,10 +70,15 @@ class Truncated(Model):
             raise ModelError(f"gamma={self.gamma} active atoms cannot be drawn from h_prime={self.h_prime} candidates")
         if self.start not in ("mean", "data"):
             raise ModelError(f"start={self.start!r}: choose mean or data")
-        if self.states not in ("preselected", "evolutionary"):
-            raise ModelError(f"states={self.states!r}: choose preselected or evolutionary")
-        if self.evolves and self.hysteresis:
-            raise ModelError("hysteresis=True belongs to preselected states; evolutionary ones never get worse anyway")
+        if self.states not in ("preselected", "evolutionary", "all"):
+            raise ModelError(f"states={self.states!r}: choose preselected, evolutionary or all")
+        if self.by_sets and self.hysteresis:
+            raise ModelError("hysteresis=True belongs to preselected states; sets of states never get worse anyway")
+        if self.states == "all" and self.sets.size > MOST_STATES:
+            raise ModelError(
+                f"states='all': {self.atoms} atoms have {self.sets.size:,} states, over {MOST_STATES:,}; "
+                "choose evolutionary or fewer atoms"
+            )
 
     @property
     def candidates(self) -> int:
@@ -100,9 +106,22 @@ class Truncated(Model):
         return self.states == "evolutionary"
 
     @property
+    def by_sets(self) -> bool:
+        """Whether statistics are sums over sets of any states: evolutionary ones, or all."""
+        return self.states != "preselected"
+
+    @property
+    def sets(self) -> Evolution:
+        """The sets' sizes and how they evolve: not at all where they hold all states."""
+        if self.states != "all":
+            return self.evolution
+        return replace(self.evolution, size=max((1 + self.levels) ** self.atoms, 2), warm_up=0)
+
+    @property
     def alphabet(self) -> Alphabet:
-        """The codes of evolutionary states."""
-        return Alphabet(self.atoms, self.levels, min(self.evolution.most_active, self.atoms))
+        """The codes of the sets' states."""
+        slots = self.atoms if self.states == "all" else min(self.evolution.most_active, self.atoms)
+        return Alphabet(self.atoms, self.levels, slots)
 
     def kept_rows(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """The sets of evolutionary states, or with hysteresis the candidates."""
@@ -121,8 +140,8 @@ class Truncated(Model):
         )
 
     def allowed(self, ramps: dict[str, Ramp]) -> dict[str, Ramp]:
-        """Those of a schedule's ramps that make sense: evolutionary states leave out no point."""
-        return {name: ramp for name, ramp in ramps.items() if not (self.evolves and name == "ncut")}
+        """Those of a schedule's ramps that make sense: sets of states leave out no point."""
+        return {name: ramp for name, ramp in ramps.items() if not (self.by_sets and name == "ncut")}
 
     @abstractmethod
     def mass(self, params: Params) -> float:
@@ -174,8 +193,8 @@ class Truncated(Model):
 
     def surveys_at(self, stage: Stage) -> int:
         """Three histograms where the schedule cuts data, none otherwise."""
-        if self.evolves and stage.get("ncut", 0.0) > 0:
-            raise ModelError("schedule.ncut: evolutionary states are not limited to gamma atoms, so no data is cut")
+        if self.by_sets and stage.get("ncut", 0.0) > 0:
+            raise ModelError(f"schedule.ncut: {self.states} states are not limited to gamma atoms, so no data is cut")
         return len(ROUNDS) if stage.get("ncut", 0.0) > 0 else 0
 
     def row_memory(self) -> int:

@@ -329,7 +329,7 @@ class GSC(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
-        if self.evolves:
+        if self.by_sets:
             from . import slab_sets
 
             return slab_sets.statistics(self, params, batch, stage)
@@ -421,11 +421,11 @@ class GSC(Truncated):
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         per_tile_row = (8 * most * self.active**2 + 3 * (self.atoms + self.multi_states)) * item
         fixed = 8 * (8 * dim * self.atoms + 8 * kinds * self.atoms**2 + (4 * dim**2 if self.noise == "full" else 0))
-        if self.evolves:
+        if self.by_sets:
             from .slab_sets import row_bytes
 
             kept = Model.row_memory(self)
-            tile = tile_memory(self.alphabet, self.evolution, row_bytes(self) + 8 * (dim + 4 * self.atoms))
+            tile = tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
             return rows * (dim * (2 * item + 16) + kept) + tile + 2 * fixed
         return rows * per_row + (self.tile or self._tile_rows()) * per_tile_row + fixed
 

@@ -226,7 +226,7 @@ class Linear(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
-        if self.evolves:
+        if self.by_sets:
             from . import linear_sets
 
             return linear_sets.statistics(self, params, batch, stage)
@@ -308,11 +308,12 @@ class Linear(Truncated):
         columns = self.levels * self.candidates + pairs
         per_row = dim * (item + 16) + ((1 + 5 * self.levels) * self.atoms + 4 * multi + 6 * columns) * item + 16 * pairs
         fixed = 8 * (6 * dim * self.atoms + 6 * self.atoms**2) + 4 * multi * columns * item
-        if self.evolves:
+        if self.by_sets:
+            from .linear_sets import row_bytes
+
+            # The sums of two tiles are added.
             per_row = dim * (item + 16) + Model.row_memory(self)
-            # A tile's scores and probabilities, and the sums of two tiles.
-            fixed *= 2
-            fixed += tile_memory(self.alphabet, self.evolution, 8 * (dim + (2 + 4 * self.levels) * self.atoms))
+            fixed = 2 * fixed + tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
         return rows * per_row + fixed
 
     def flops(self, dim: int) -> float:

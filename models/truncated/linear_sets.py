@@ -54,13 +54,12 @@ class LinearLandscape(Landscape):
     def __init__(self, model: Linear, theta: _Theta, x: Tensor, stage: Stage) -> None:
         """`x` [n, D] without the offset."""
         self._model, self._theta = model, theta
-        self.alphabet = model.alphabet
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
         scores = x @ theta.weights.to(x.dtype)
         if too_large(scores, max(abs(v) for v in model.support) / theta.sigma**2):
             x = x.double()
             scores = x @ theta.weights
-        self.dtype = x.dtype
+        super().__init__(model.alphabet, x)
         self.scores = scores
         self._gram, self._value, self._odds = (t.to(x.dtype) for t in (theta.gram, theta.value, theta.odds))
         energy = self._gram.view(model.atoms + 1, -1).diagonal()[: model.atoms]
@@ -104,9 +103,14 @@ def statistics(model: Linear, params: Params, batch: Batch, stage: Stage) -> Evo
     use = model.used(batch.x.new_zeros(len(batch.x), dtype=torch.float64), batch, stage)
     parts = (
         _moments(model, theta, centred(x), land, sets, use[at])
-        for at, x, land, sets in evolved(batch, stage, model, scene)
+        for at, x, land, sets in evolved(batch, stage, model, scene, row_bytes(model, batch.x.shape[1]))
     )
     return reduce(lambda a, b: a + b, parts)
+
+
+def row_bytes(model: Linear, dim: int) -> int:
+    """Bytes of a point's rows, scores and probabilities of values."""
+    return 8 * (dim + (1 + 2 * model.levels) * model.atoms)
 
 
 def _theta(model: Linear, params: Params) -> _Theta:

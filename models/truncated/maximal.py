@@ -265,7 +265,7 @@ class Maximal(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
-        if self.evolves:
+        if self.by_sets:
             from . import maximal_sets
 
             return maximal_sets.statistics(self, params, batch, stage)
@@ -376,11 +376,11 @@ class Maximal(Truncated):
         """Rows, scores and joints of one batch, one tile's states, parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
         per_row = dim * (2 * item + 16) + (4 * self.atoms + 5 * self.multi_states + 4 * self.candidates) * item
-        if self.evolves:
+        if self.by_sets:
             from .maximal_sets import row_bytes
 
             kept = Model.row_memory(self)
-            tile = tile_memory(self.alphabet, self.evolution, row_bytes(self, dim))
+            tile = tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
             return rows * (dim * (2 * item + 16) + kept) + tile + 8 * 20 * dim * self.atoms
         states = self.multi_states + self.candidates
         tile = 8 * 8 * max(TILE_ELEMENTS, 64 * states)

@@ -35,14 +35,14 @@ class MaximalLandscape(Landscape):
 
     def __init__(self, model: Maximal, params: Params, x: Tensor, stage: Stage) -> None:
         self._model = model
-        self.alphabet = model.alphabet
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
         self.sigma, prior = float(params["sigma"]), float(params["pi"])
         self.logit, self.wanted = log(prior) - log1p(-prior), prior * model.atoms
         energy = params["W"].square().sum(0).to(x.dtype)
         if too_large(torch.cat([x.square().sum(1), energy]), 0.5 / self.sigma**2):
             x = x.double()
-        self.dtype, self.x = x.dtype, x
+        super().__init__(model.alphabet, x)
+        self.x = x
         self.weights = params["W"].to(x.dtype)
         self.rho = model.rho(stage)
         table = self.weights.T
@@ -122,7 +122,7 @@ def statistics(model: Maximal, params: Params, batch: Batch, stage: Stage) -> Ev
 
 def row_bytes(model: Maximal, dim: int) -> int:
     """Bytes of a point's predictions in all states."""
-    return 8 * dim * (model.evolution.size + model.evolution.offspring)
+    return 8 * dim * (model.sets.size + model.sets.offspring)
 
 
 def _sums(model: Maximal, params: Params, x: Tensor, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:

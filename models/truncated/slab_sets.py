@@ -38,7 +38,6 @@ class SlabLandscape(Landscape):
 
     def __init__(self, model: GSC, params: Params, x: Tensor, stage: Stage) -> None:
         self._model = model
-        self.alphabet = model.alphabet
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
         x = x.double() if model.slab == "full" else x
         theta = model.theta(params, x.dtype)
@@ -47,7 +46,8 @@ class SlabLandscape(Landscape):
             x = x.double()
             theta = model.theta(params, x.dtype)
             scores = x @ theta.scaled
-        self.dtype, self.theta, self.scores = x.dtype, theta, scores
+        super().__init__(model.alphabet, x)
+        self.theta, self.scores = theta, scores
         self.wanted = float(params["pi"].sum())
 
     def parts(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,15 +89,16 @@ def statistics(model: GSC, params: Params, batch: Batch, stage: Stage) -> Evolve
     scene = lambda x: SlabLandscape(model, params, x, stage)  # noqa: E731
     parts = (
         _sums(model, params, x, land, sets, use[at])
-        for at, x, land, sets in evolved(batch, stage, model, scene, row_bytes(model))
+        for at, x, land, sets in evolved(batch, stage, model, scene, row_bytes(model, batch.x.shape[1]))
     )
     return reduce(lambda a, b: a + b, parts)
 
 
-def row_bytes(model: GSC) -> int:
-    """Bytes of a point's matrices of all states."""
-    states = model.evolution.size + model.evolution.offspring
-    return 8 * states * (model.alphabet.slots**2) * (2 if model.slab == "full" else 1)
+def row_bytes(model: GSC, dim: int) -> int:
+    """Bytes of a point's rows, scores, and matrices of all states."""
+    states = model.sets.size + model.sets.offspring
+    kinds = 2 if model.slab == "full" else 1
+    return 8 * (dim + 3 * model.atoms + kinds * states * model.alphabet.slots**2)
 
 
 def _sums(model: GSC, params: Params, x: Tensor, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:
