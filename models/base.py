@@ -12,8 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +41,8 @@ class Batch:
     """Index of the first row in the data set (updates per batch: in the batch): the key of a random stream."""
     memo: MutableMapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What `survey` computed for these rows, [n, …] each, and `statistics` may use again; lives for one update."""
+    kept: MutableMapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What the model remembers of these rows from update to update, as `kept_rows` declares; empty at first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +247,17 @@ class Model(ABC):
         """Bytes that one worker needs at most for a batch of `rows` rows of `dim` dimensions, parameters and
         statistics included."""
 
+    def kept_rows(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """What `statistics` leaves in `batch.kept` for the next update: name -> (shape of one row, dtype).
+
+        Committed with the parameters, so that a resumed run goes on with it. Only for models updated once per pass.
+        Integers, or finite floats.
+        """
+        return {}
+
     def row_memory(self) -> int:
-        """Bytes that a worker keeps for every row of its share (what the surveys remember)."""
-        return 0
+        """Bytes that a worker keeps for every row of its share (what surveys remember, what outlives an update)."""
+        return sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.kept_rows().values())
 
     def flops(self, dim: int) -> float:
         """Floating-point operations per datapoint and pass, for the plan; the dominant products only."""

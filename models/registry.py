@@ -25,6 +25,7 @@ MODELS = {
     "odlfw": "sparsefleet.models.factorization.odlfw:ODLFW",
     "snmf": "sparsefleet.models.factorization.snmf:SNMF",
     "nmf": "sparsefleet.models.factorization.nmf:NMF",
+    "noisyor": "sparsefleet.models.truncated.noisyor:NoisyOR",
     "topk": "sparsefleet.models.autoencoders.topk:TopK",
     "abstopk": "sparsefleet.models.autoencoders.topk:AbsTopK",
     "groupmax": "sparsefleet.models.autoencoders.topk:GroupMax",
@@ -80,12 +81,7 @@ def configured(kind: str, name: str, cls: type[T], settings: dict[str, Any]) -> 
     Raises:
         ModelError: an unknown setting (the nearest is suggested), a value of the wrong type or out of range.
     """
-    known = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ModelError(f"{kind} {name!r} has no setting {key!r}; {hint}")
+    _refuse_unknown(f"{kind} {name!r}", cls, settings)
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -97,3 +93,18 @@ def configured(kind: str, name: str, cls: type[T], settings: dict[str, Any]) -> 
         if isinstance(cause, ModelError):
             raise ModelError(str(cause)) from None
         raise ModelError(f"{kind} {name!r}: {where}={first.get('input')!r}: {first['msg']}") from None
+
+
+def _refuse_unknown(what: str, cls: type, settings: dict[str, Any], within: str = "") -> None:
+    """ModelError for settings, or settings of a group of settings, that a class does not have."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in settings.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean {f'{within}{near[0]}'!r}?" if near else f"it has {', '.join(within + k for k in known)}"
+            )
+            raise ModelError(f"{what} has no setting {f'{within}{key}'!r}; {hint}")
+        group = known[key].default
+        if dataclasses.is_dataclass(group) and isinstance(value, dict):
+            _refuse_unknown(what, type(group), value, f"{within}{key}.")

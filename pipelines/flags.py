@@ -130,16 +130,17 @@ def field_docs(cls: type) -> dict[str, str]:
 def settings_of(cls: type, *, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """The fields of a dataclass as plain values, for tables: name, type, default and help."""
     docs = field_docs(cls)
-    own = [f for f in dataclasses.fields(cls) if f.name not in without]
-    return [
-        {
-            "name": f.name,
-            "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
-            "default": None if f.default is dataclasses.MISSING else f.default,
-            "help": docs.get(f.name, ""),
-        }
-        for f in own
-    ]
+    found: list[dict[str, Any]] = []
+    for f in dataclasses.fields(cls):
+        if f.name in without:
+            continue
+        if dataclasses.is_dataclass(f.default):
+            found += [{**s, "name": f"{f.name}.{s['name']}"} for s in settings_of(type(f.default))]
+            continue
+        kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+        default = None if f.default is dataclasses.MISSING else f.default
+        found.append({"name": f.name, "type": kind, "default": default, "help": docs.get(f.name, "")})
+    return found
 
 
 def first_line(cls: type) -> str:

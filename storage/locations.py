@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,29 @@ class Location:
             import obstore
 
             return not any(len(part) for part in obstore.list(self.object_store(), chunk_size=1))
+
+    def folders(self) -> list[str]:
+        """Names of what lies directly below this place and holds something of its own, sorted."""
+        with reaching(self):
+            if self.is_local:
+                return sorted(item.name for item in self.path.iterdir() if item.is_dir()) if self.path.exists() else []
+            import obstore
+
+            found = obstore.list_with_delimiter(self.object_store())["common_prefixes"]
+            return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found)
+
+    def clear(self) -> None:
+        """Removes everything here, and the folder itself."""
+        with reaching(self):
+            if self.is_local:
+                if self.path.exists():
+                    shutil.rmtree(self.path)
+                return
+            import obstore
+
+            store = self.object_store()
+            for part in obstore.list(store):
+                obstore.delete(store, [found["path"] for found in part])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ A shard is the unit of writing: two writers of one shard would lose each other's
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +109,7 @@ class DatasetWriter:
 
     def discard(self) -> None:
         """Removes the unfinished data set."""
-        _remove(self._place)
+        self._place.clear()
 
 
 def create_dataset(
@@ -206,25 +205,12 @@ def _conflict(place: Location, what: str) -> StoreConflict:
     return StoreConflict(f"{place.uri} holds {what}: choose another place or pass --overwrite")
 
 
-def _remove(place: Location) -> None:
-    with reaching(place):
-        if place.is_local:
-            if place.path.exists():
-                shutil.rmtree(place.path)
-            return
-        import obstore
-
-        store = place.object_store()
-        for part in obstore.list(store):
-            obstore.delete(store, [found["path"] for found in part])
-
-
 def _lay_out(place: Location, header: Header, side: Mapping[str, np.ndarray]) -> Group:
     """The whole store with nothing in it yet; the header comes last."""
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
-    _remove(place)
+    place.clear()
     checksum = Crc32cCodec()
     with reaching(place):
         group = zarr.create_group(place.zarr_store(read_only=False), attributes={HEADER: BARE}, zarr_format=3)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from ..storage import Dataset
 from .columns import read_columns, widths
 from .communicator import Communicator
 from .errors import JobError
+from .memories import Memo, Memories, keep
 
 T = TypeVar("T")
 
@@ -62,13 +63,22 @@ class Feed:
     ) -> None:
         """`rows`: use the first so many; `budget`: bytes of rows that this worker may keep in memory."""
         self._data, self._model, self._schedule, self._comm = data, model, schedule, comm
-        self._rows, self._seed, self._device = rows, seed, device
+        self.rows, self.block_rows = rows, schedule.batch_rows
+        self._seed, self._device = seed, device
         self._widths = widths(data, model.arrays)
         self._cache = _BlockCache(self._read, budget)
         self._chunk = min(data.chunk_rows, rows)
         self._group_chunks = group_chunks(schedule, self._chunk)
+        self._mine = self._my_blocks() if schedule.update_every == "pass" else []
+        self.kept: list[Memo] = keep(self._mine)
+        """What the model remembers of each of this worker's blocks from update to update."""
         if schedule.update_every == "pass":
             self.updates = schedule.passes
+        elif model.kept_rows():
+            raise JobError(
+                f"model {type(model).__name__} keeps {', '.join(model.kept_rows())} of every row from pass "
+                "to pass, but is updated once per batch; that cannot be"
+            )
         else:
             self.updates = sum(self._epoch_updates(e) for e in range(schedule.passes))
 
@@ -79,11 +89,11 @@ class Feed:
 
     def probe(self) -> Probe:
         """Moments and a sample of the rows, from blocks spread evenly over the data set."""
-        starts = np.unique(np.linspace(0, max(self._rows - PROBE_BLOCK_ROWS, 0), PROBE_BLOCKS).astype(int))
-        seen = np.zeros(self._rows, dtype=bool) if self._rows < PROBE_BLOCKS * PROBE_BLOCK_ROWS else None
+        starts = np.unique(np.linspace(0, max(self.rows - PROBE_BLOCK_ROWS, 0), PROBE_BLOCKS).astype(int))
+        seen = np.zeros(self.rows, dtype=bool) if self.rows < PROBE_BLOCKS * PROBE_BLOCK_ROWS else None
         blocks: list[NDArray[np.float64]] = []
         for start in starts:
-            stop = min(start + PROBE_BLOCK_ROWS, self._rows)
+            stop = min(start + PROBE_BLOCK_ROWS, self.rows)
             block = self._read(int(start), int(stop)).double().numpy()
             if seen is not None:
                 block = block[~seen[start:stop]]
@@ -93,15 +103,18 @@ class Feed:
         mean, variance = moments(sample)
         thin = torch.linspace(0, len(sample) - 1, min(PROBE_SAMPLE, len(sample))).long()
         sample = torch.where(torch.isnan(sample[thin]), mean, sample[thin])
-        return Probe(self._rows, mean, variance, sample, self._widths)
+        return Probe(self.rows, mean, variance, sample, self._widths)
 
     # -- one update per pass ---------------------------------------------------------------------------------------
 
-    def _passes(self, start: int) -> Iterator[Update]:
+    def _my_blocks(self) -> list[tuple[int, int]]:
         size = self._schedule.batch_rows
-        blocks = [(a, min(a + size, self._rows)) for a in range(0, self._rows, size)]
+        blocks = [(a, min(a + size, self.rows)) for a in range(0, self.rows, size)]
         rank, world = self._comm.rank, self._comm.size
-        mine = blocks[len(blocks) * rank // world : len(blocks) * (rank + 1) // world]
+        return blocks[len(blocks) * rank // world : len(blocks) * (rank + 1) // world]
+
+    def _passes(self, start: int) -> Iterator[Update]:
+        mine = self._mine
         memories = Memories(mine[0][0], mine[-1][1]) if mine else None
         for step in range(start, self.updates):
             memos = [memories.of(a, b) for a, b in mine] if memories else []
@@ -109,8 +122,9 @@ class Feed:
             def batches(memos: list[Memo] = memos) -> Iterator[Batch]:
                 if not mine:
                     yield self._empty()
-                for (a, _), memo, x in zip(mine, memos, read_ahead(self._cache.get(a, b) for a, b in mine)):
-                    yield Batch(x.to(self._device, non_blocking=True), a, memo)
+                blocks = read_ahead(self._cache.get(a, b) for a, b in mine)
+                for (a, _), memo, kept, x in zip(mine, memos, self.kept, blocks):
+                    yield Batch(x.to(self._device, non_blocking=True), a, memo, kept)
 
             yield Update(self._stage(step), batches)
 
@@ -155,13 +169,13 @@ class Feed:
         return int(low), torch.cat(parts) if parts else self._empty().x
 
     def _groups(self, epoch: int) -> list[NDArray[np.int64]]:
-        n_chunks = math.ceil(self._rows / self._chunk)
+        n_chunks = math.ceil(self.rows / self._chunk)
         order = np.random.default_rng([self._seed, epoch]).permutation(n_chunks)
         groups = max(1, round(n_chunks / self._group_chunks))
         return np.array_split(order, groups)
 
     def _sizes(self, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.minimum((chunks + 1) * self._chunk, self._rows) - chunks * self._chunk
+        return np.minimum((chunks + 1) * self._chunk, self.rows) - chunks * self._chunk
 
     def _group_updates(self, chunks: NDArray[np.int64]) -> int:
         return max(1, round(int(self._sizes(chunks).sum()) / self._schedule.batch_rows))
@@ -172,7 +186,7 @@ class Feed:
     # -- both ------------------------------------------------------------------------------------------------------
 
     def _stage(self, step: int) -> Stage:
-        return self._schedule.at(step, self.updates, seed=self._seed, rows=self._rows)
+        return self._schedule.at(step, self.updates, seed=self._seed, rows=self.rows)
 
     def _empty(self) -> Batch:
         return Batch(torch.empty(0, sum(self._widths), dtype=self._model.torch_dtype, device=self._device))
@@ -203,51 +217,6 @@ def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def group_chunks(schedule: Schedule, chunk_rows: int) -> int:
     """Chunks that batches are mixed from, where parameters are updated per batch."""
     return max(GROUP_CHUNKS, math.ceil(4 * schedule.batch_rows / chunk_rows))
-
-
-class Memories:
-    """What models remember of rows `start` to `stop`: one array per name, [stop - start, …], made when first used.
-
-    (A small tensor kept per batch, among the large ones that come and go, would scatter the heap: memory grew by twenty
-    times what was kept.)
-    """
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-        self.whole: dict[str, torch.Tensor] = {}
-
-    def of(self, start: int, stop: int) -> Memo:
-        """An empty memo for some of the rows."""
-        return Memo(self, slice(start - self.start, stop - self.start))
-
-
-class Memo(MutableMapping[str, torch.Tensor]):
-    """The memo of one batch: its rows of the arrays, once they are set."""
-
-    def __init__(self, memories: Memories, rows: slice) -> None:
-        self._memories, self._rows = memories, rows
-        self._set: set[str] = set()
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._set:
-            raise KeyError(name)
-        return self._memories.whole[name][self._rows]
-
-    def __setitem__(self, name: str, value: torch.Tensor) -> None:
-        whole = self._memories.whole
-        if name not in whole:
-            whole[name] = value.new_empty(self._memories.stop - self._memories.start, *value.shape[1:])
-        whole[name][self._rows] = value
-        self._set.add(name)
-
-    def __delitem__(self, name: str) -> None:
-        self._set.remove(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._set)
-
-    def __len__(self) -> int:
-        return len(self._set)
 
 
 class _BlockCache:

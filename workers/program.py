@@ -23,6 +23,7 @@ import torch
 from ..models import Batch, Model, Params, Stage, Stats
 from ..storage import ArtifactStore, StorageError, StoreConflict, locate, open_dataset
 from ..storage.artifacts import RunBranch
+from . import memories
 from .communicator import Communicator
 from .errors import EngineError, JobError
 from .feed import Feed, Update
@@ -48,6 +49,8 @@ class RunState:
     history: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     kept: int = 0
     """The step of the last commit."""
+    memory: str = ""
+    """Where what the model keeps of every row lay at the last commit; empty if nowhere."""
     whole: bool = True
     """False while step, parameters and history change, one after the other."""
 
@@ -77,6 +80,8 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
     run = store.run(run_id) if store is not None else None
     state = comm.broadcast(_resume(run) or _begin(job, model, feed, run) if run is not None else cast(RunState, None))
     state.params = {name: value.to(device) for name, value in state.params.items()}
+    if state.memory:
+        memories.read(state.memory, model, feed.kept, device)
 
     clock = Clock(job, state)
     say = lambda kind, **more: Progress(  # noqa: E731
@@ -103,9 +108,11 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
             clock.record(metrics, rows if schedule.update_every == "pass" else rows * schedule.passes / feed.updates)
             if wish >= COMMIT:
                 agree(comm, state.params)
+                with watch.on(COMMITTING):
+                    generation = remember(run, state, model, feed, comm)
                 if store is not None and run is not None:
                     with watch.on(COMMITTING):
-                        commit(run, state, job)
+                        commit(run, state, job, generation)
                         if clock.tidy_due():
                             tidy(store)
                 clock.committed()
@@ -115,8 +122,10 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
             elif clock.report_due():
                 yield say("step", metrics=metrics, rows_per_second=clock.rate)
     except (KeyboardInterrupt, GeneratorExit):
-        # Alone, this worker may keep what it has done; in a group the others would wait in the next reduction.
-        if run is not None and comm.size == 1 and state.whole and state.step > state.kept:
+        # Alone, this worker may keep what it has done; in a group the others would wait in the next reduction. What is
+        # kept of rows may be ahead of the parameters by a part of a pass: then the last commit stands.
+        mine = comm.size == 1 and not model.kept_rows()
+        if run is not None and mine and state.whole and state.step > state.kept:
             # Another process may have taken the run over; then there is nothing to keep.
             with suppress(StoreConflict):
                 commit(run, state, job)
@@ -239,23 +248,46 @@ def agree(comm: Communicator, params: Params) -> None:
         )
 
 
-def commit(run: RunBranch, state: RunState, job: LearnJob) -> None:
-    """Write the state as the run's next commit.
+def remember(run: RunBranch | None, state: RunState, model: Model, feed: Feed, comm: Communicator) -> str:
+    """Write what the model keeps of every row; the generation's name, which the next commit has to give (or empty).
+
+    Raises:
+        EngineError: it could not be written; the commit before it is kept.
+    """
+    if not model.kept_rows():
+        return ""
+    name = run.memory.new(state.step) if run is not None else ""
+    uri = comm.broadcast(run.memory.at(name).uri if run is not None else "")
+    try:
+        memories.write(uri, model, feed.kept, comm, rows=feed.rows, block_rows=feed.block_rows)
+    except StorageError as err:
+        raise _not_committed(state, err) from err
+    return name
+
+
+def commit(run: RunBranch, state: RunState, job: LearnJob, generation: str = "") -> None:
+    """Write the state as the run's next commit, and remove what the ones before it remembered of rows.
 
     Raises:
         StoreConflict: another process works on this run.
         EngineError: it could not be written; the commit before it is kept.
     """
     try:
-        run.commit(state.step, state.arrays(), _columns(state), job.to_dict())
+        run.commit(state.step, state.arrays(), _columns(state), job.to_dict(), memory=generation)
+        if generation:
+            run.memory.keep(generation)
     except StoreConflict:
         raise
     except StorageError as err:
-        raise EngineError(
-            f"update {state.step} could not be committed: {err}. The commit of update {state.kept} is kept: "
-            "mend the store and run the same job again"
-        ) from err
+        raise _not_committed(state, err) from err
     state.kept = state.step
+
+
+def _not_committed(state: RunState, err: StorageError) -> EngineError:
+    return EngineError(
+        f"update {state.step} could not be committed: {err}. The commit of update {state.kept} is kept: "
+        "mend the store and run the same job again"
+    )
 
 
 def tidy(store: ArtifactStore) -> None:
@@ -324,7 +356,8 @@ def _resume(run: RunBranch) -> RunState | None:
         return None
     params = {name: torch.from_numpy(np.array(value)) for name, value in found.arrays.items()}
     history = {name: list(map(float, values)) for name, values in found.history.items()}
-    return RunState(found.step, params, history, kept=found.step)
+    memory = run.memory.at(found.memory).uri if found.memory else ""
+    return RunState(found.step, params, history, kept=found.step, memory=memory)
 
 
 def _begin(job: LearnJob, model: Model, feed: Feed, run: RunBranch) -> RunState:

@@ -25,11 +25,15 @@ from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import native
 from ..outputs import Wanted
-from ..schedule import Schedule, Stage
+from ..schedule import Ramp, Schedule, Stage
 from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
+from .evolution import KEPT as KEPT_STATES
+from .evolution import Evolution, code_dtype
+from .hysteresis import KEPT as KEPT_CANDIDATES
 from .inference import Listed, infer, strongest
 from .prior import LOWEST
-from .states import count_states
+from .states import MOST_STATES, count_states
+from .variation import Alphabet
 
 PI_BOUND = 1e-5
 # exp of a difference below -80 is a float32 denormal: it costs ten times an ordinary exp and adds nothing to a sum.
@@ -57,6 +61,13 @@ class Truncated(Model):
     """Whether NaN entries of rows are missing values, which do not count; otherwise they are an error."""
     fixed: tuple[str, ...] = ()
     """Parameters that keep their start values: W, pi, sigma, …"""
+    states: Literal["preselected", "evolutionary", "all"] = "preselected"
+    """States are chosen anew in every pass; or every point keeps a set of its own that evolves; or all states are
+    evaluated, where there are few atoms. The last two cut no data."""
+    evolution: Evolution = Evolution()  # noqa: RUF009 (it is frozen)
+    """How evolutionary states evolve: set as evolution.size, evolution.parents, …"""
+    hysteresis: bool = False
+    """Whether a point's candidates stay those of the last pass where these explain it better."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
 
@@ -70,6 +81,17 @@ class Truncated(Model):
             raise ModelError(f"start={self.start!r}: choose mean or data")
         if self.annealing not in ("default", "none"):
             raise ModelError(f"annealing={self.annealing!r}: choose default or none")
+        if self.states not in ("preselected", "evolutionary", "all"):
+            raise ModelError(f"states={self.states!r}: choose preselected, evolutionary or all")
+        if self.by_sets and self.hysteresis:
+            raise ModelError("hysteresis=True belongs to preselected states; sets of states never get worse anyway")
+        if self.by_sets and self.missing:
+            raise ModelError(f"missing=True needs states='preselected', not {self.states!r}")
+        if self.states == "all" and self.sets.size > MOST_STATES:
+            raise ModelError(
+                f"states='all': {self.atoms} atoms have {self.sets.size:,} states, over {MOST_STATES:,}; "
+                "choose evolutionary or fewer atoms"
+            )
 
     @property
     def accepts_missing(self) -> bool:
@@ -96,6 +118,36 @@ class Truncated(Model):
         """M, states of two or more atoms."""
         return count_states(self.candidates, self.active, self.levels)
 
+    @property
+    def evolves(self) -> bool:
+        """Whether every point keeps a set of states."""
+        return self.states == "evolutionary"
+
+    @property
+    def by_sets(self) -> bool:
+        """Whether statistics are sums over sets of any states: evolutionary ones, or all."""
+        return self.states != "preselected"
+
+    @property
+    def sets(self) -> Evolution:
+        """The sets' sizes and how they evolve: not at all where they hold all states."""
+        if self.states != "all":
+            return self.evolution
+        return replace(self.evolution, size=max((1 + self.levels) ** self.atoms, 2), warm_up=0)
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """The codes of the sets' states."""
+        slots = self.atoms if self.states == "all" else min(self.evolution.most_active, self.atoms)
+        return Alphabet(self.atoms, self.levels, slots)
+
+    def kept_rows(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The sets of evolutionary states, or with hysteresis the candidates."""
+        if self.evolves:
+            codes = code_dtype(self.alphabet.none)
+            return {KEPT_STATES: ((self.evolution.size, self.alphabet.slots), codes)}
+        return {KEPT_CANDIDATES: ((self.candidates,), "int32")} if self.hysteresis else {}
+
     def schedule(self) -> Schedule:
         """The model's usual course; with `annealing="none"` as many passes without any of its ramps."""
         usual = self.usual_schedule()
@@ -107,15 +159,19 @@ class Truncated(Model):
             passes=100,
             update_every="pass",
             batch_rows=4096,
-            ramps={"T": ((0.05, 2.0), (0.4, 1.0)), "ncut": ((1 / 3, 0.0), (2 / 3, 1.0))},
+            ramps=self.allowed({"T": ((0.05, 2.0), (0.4, 1.0)), "ncut": ((1 / 3, 0.0), (2 / 3, 1.0))}),
         )
+
+    def allowed(self, ramps: dict[str, Ramp]) -> dict[str, Ramp]:
+        """Those of a schedule's ramps that make sense: sets of states leave out no point."""
+        return {name: ramp for name, ramp in ramps.items() if not (self.by_sets and name == "ncut")}
 
     @abstractmethod
     def mass(self, params: Params) -> float:
         """A, the prior probability of at most γ active atoms."""
 
     @abstractmethod
-    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+    def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64, log Σ of the tempered joints: ranks points for the data cut."""
 
     @abstractmethod
@@ -198,16 +254,18 @@ class Truncated(Model):
 
     def surveys_at(self, stage: Stage) -> int:
         """Three histograms where the schedule cuts data, none otherwise."""
+        if self.by_sets and stage.get("ncut", 0.0) > 0:
+            raise ModelError(f"schedule.ncut: {self.states} states are not limited to gamma atoms, so no data is cut")
         return len(ROUNDS) if stage.get("ncut", 0.0) > 0 else 0
 
     def row_memory(self) -> int:
-        """The score by which the data cut ranks a point, float64."""
-        return 8
+        """The score by which the data cut ranks a point, float64, and what outlives a pass."""
+        return 8 + Model.row_memory(self)
 
     def survey(self, params: Params, batch: Batch, stage: Stage) -> ScoreHistogram:
         """A histogram of the points' tempered log Z, the score by which the data cut ranks them."""
         if "log_z" not in batch.memo:
-            batch.memo["log_z"] = self.log_z(params, batch.x, stage)
+            batch.memo["log_z"] = self.log_z(params, batch, stage)
         return histogram(batch.memo["log_z"], stage)
 
     def refine(self, params: Params, survey: Stats, stage: Stage) -> Stage:
@@ -226,15 +284,16 @@ class Truncated(Model):
         return use
 
     def compiled(self, x: Tensor) -> bool:
-        """Whether the compiled kernel can do these rows: on the CPU, all entries observed."""
-        return native.usable(x) and not (self.missing and bool(torch.isnan(x).any()))
+        """Whether the compiled kernel can do these rows: on the CPU, all entries observed, states chosen anew."""
+        anew = not self.by_sets and not self.hysteresis
+        return anew and native.usable(x) and not (self.missing and bool(torch.isnan(x).any()))
 
     def rows_in_use(self, params: Params, batch: Batch, stage: Stage) -> Tensor | None:
         """As `used`, before the rows' posteriors are computed; None where all are."""
         if stage.get("cut_round", 0) < len(ROUNDS) and stage.get("partial", 1.0) >= 1.0:
             return None
         log_z = batch.memo.get("log_z")
-        return self.used(self.log_z(params, batch.x, stage) if log_z is None else log_z, batch, stage)
+        return self.used(self.log_z(params, batch, stage) if log_z is None else log_z, batch, stage)
 
     # -- the contract ----------------------------------------------------------------------------------------------
 

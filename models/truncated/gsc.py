@@ -22,14 +22,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import Batch, Params, Probe, Stats
+from ..base import Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import native
 from ..kernels.slab import MOST_ACTIVE
 from ..schedule import Schedule, Stage
 from . import masked, noise
+from .evolution import substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused_slab import Rows, slab_rows, working_bytes
+from .hysteresis import settled
 from .inference import Listed
 from .prior import mass, truncated_pis
 from .slab import TILE_ELEMENTS, Moments, Points, Tile, size_class, start_slab, state_means, state_moments, upper
@@ -182,18 +184,30 @@ class GSC(Truncated):
     # -- E-step ----------------------------------------------------------------------------------------------------
 
     def posterior(
-        self, params: Params, x: Tensor, stage: Stage | None = None, *, moments: bool = True, states: bool = False
+        self,
+        params: Params,
+        x: Tensor,
+        stage: Stage | None = None,
+        candidates: Tensor | None = None,
+        *,
+        moments: bool = True,
+        states: bool = False,
     ) -> Posterior:
-        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage), with what is asked for."""
+        """The truncated posterior of the rows `x` [n, D] (at temperature 1 without a stage), with what is asked for.
+
+        `candidates` [n, H'] int64 are used where given, instead of choosing them.
+        """
         # The imputed moments of a full Ψ are small differences of large numbers.
         x = x.double() if self.slab == "full" else x
-        theta = self._theta(params, x.dtype)
+        theta = self.theta(params, x.dtype)
         seen = masked.split(x, allowed=self.missing)
         scores = (seen.x if seen else x) @ theta.scaled
         if too_large(scores, float((theta.mu.abs() + theta.variance.sqrt()).max())):
-            return self.posterior(params, x.double(), stage, moments=moments, states=states)
+            return self.posterior(params, x.double(), stage, candidates, moments=moments, states=states)
         part = Points(scores, theta.gram.diagonal() if not seen else seen.seen @ theta.root.square(), scores, seen)
-        chosen = self._single(theta, part, prior=False).topk(self.candidates, dim=1).indices
+        chosen = candidates
+        if chosen is None:
+            chosen = self.alone(theta, part, prior=False).topk(self.candidates, dim=1).indices
         part = replace(part, chosen=chosen)
         rows = self.tile or self._tile_rows()
         parts = [
@@ -212,7 +226,8 @@ class GSC(Truncated):
             log_evidence=found.log_evidence - square / 2 + theta.log_zero - 0.5 * log_det - dims / 2 * log(2 * pi),
         )
 
-    def _theta(self, params: Params, dtype: torch.dtype) -> Theta:
+    def theta(self, params: Params, dtype: torch.dtype) -> Theta:
+        """The parameters in the dtype of a batch."""
         scaled = noise.precise(params, params["W"])
         prior, psi = params["pi"].double(), params["psi"]
         return Theta(
@@ -226,7 +241,7 @@ class GSC(Truncated):
             log_zero=float(torch.log1p(-prior).sum()),
         )
 
-    def _single(self, theta: Theta, part: Points, *, prior: bool) -> Tensor:
+    def alone(self, theta: Theta, part: Points, *, prior: bool) -> Tensor:
         """[n, H] log p(y | only atom h) - log p(y | 0), with the prior's logit where asked."""
         scores, energy, mu, psi = part.scores, part.energy, theta.mu, theta.variance
         b = 1 + psi * energy
@@ -257,7 +272,7 @@ class GSC(Truncated):
         gain = scores.new_empty(n, 1 + atoms + self.multi_states)
         odds = scores.new_empty(n, 1 + atoms + self.multi_states)
         gain[:, 0] = odds[:, 0] = 0
-        gain[:, 1 : atoms + 1] = self._single(theta, part, prior=False)
+        gain[:, 1 : atoms + 1] = self.alone(theta, part, prior=False)
         odds[:, 1 : atoms + 1] = theta.logit
         begin = atoms + 1
         for size, each in zip(classes, found):
@@ -340,7 +355,7 @@ class GSC(Truncated):
     def coefficients(self, params: Params, x: Tensor, atoms: Tensor, values: Tensor) -> Tensor:
         """[n, K, γ] E[z | s, y] of the active atoms, 0 where there is none."""
         del values
-        theta, x = self._theta(params, torch.float64), x.double()
+        theta, x = self.theta(params, torch.float64), x.double()
         seen, at = masked.split(x, allowed=self.missing), atoms.clamp(min=0)
         if seen is None:
             gram = theta.gram[at[..., :, None], at[..., None, :]]
@@ -348,11 +363,12 @@ class GSC(Truncated):
             gram = torch.stack([masked.pair_products(theta.root, seen.seen, state) for state in at.unbind(1)], 1)
         return state_means((seen.x if seen else x) @ theta.scaled, gram, theta.mu, theta.psi, atoms)
 
-    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+    def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if self.compiled(x):
-            return self._fused(params, x, stage, moments=False).log_z
-        return self.posterior(params, x, stage, moments=False).log_z
+        if self.compiled(batch.x):
+            return self._fused(params, batch.x, stage, moments=False).log_z
+        joints = lambda c: self.posterior(params, batch.x, stage, c, moments=False)  # noqa: E731
+        return settled(joints, batch, hysteresis=self.hysteresis).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s∘z> [n, H]."""
@@ -368,7 +384,7 @@ class GSC(Truncated):
         self, params: Params, x: Tensor, stage: Stage | None, *, use: Tensor | None = None, moments: bool = True
     ) -> Rows:
         """The posteriors of the rows through the compiled kernel."""
-        found = slab_rows(self, params, self._theta(params, x.dtype), x, stage, use=use, moments=moments)
+        found = slab_rows(self, params, self.theta(params, x.dtype), x, stage, use=use, moments=moments)
         return self._fused(params, x.double(), stage, use=use, moments=moments) if found is None else found
 
     def mass(self, params: Params) -> float:
@@ -376,10 +392,17 @@ class GSC(Truncated):
         return mass(params["pi"], self.atoms, self.active)
 
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> GSCStats:
-        """Sums of the posterior moments; points below the data cut's threshold only count for the free energy."""
+        """Sums of the posterior moments; points below the data cut's threshold only count for the free energy.
+
+        Where the batch's memo holds `candidates` [n, H'], the states are those over them.
+        """
+        if self.by_sets:
+            from . import slab_sets
+
+            return slab_sets.statistics(self, params, batch, stage)
         if self.compiled(batch.x):
             return self._fused_statistics(params, batch, stage)
-        q = self.posterior(params, batch.x, stage)
+        q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         use = self.used(q.log_z, batch, stage)
         everything = bool(use.all())
         pick = lambda t: t if everything else t[use]  # noqa: E731
@@ -490,6 +513,7 @@ class GSC(Truncated):
             "sigma": noise.level(params),
             "active_atoms": float(stats.s.sum()) / used,
             "used_share": float(stats.used) / rows,
+            **substitutions(stats, rows),
         }
 
     def memory(self, rows: int, dim: int) -> int:
@@ -504,6 +528,12 @@ class GSC(Truncated):
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         per_tile_row = (8 * most * self.active**2 + 3 * (self.atoms + self.multi_states)) * item
         fixed = 8 * (8 * dim * self.atoms + 8 * kinds * self.atoms**2 + (4 * dim**2 if self.noise == "full" else 0))
+        if self.by_sets:
+            from .slab_sets import row_bytes
+
+            kept = Model.row_memory(self)
+            tile = tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
+            return rows * (dim * (2 * item + 16) + kept) + tile + 2 * fixed
         return rows * per_row + (self.tile or self._tile_rows()) * per_tile_row + fixed
 
     def flops(self, dim: int) -> float:

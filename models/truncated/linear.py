@@ -25,14 +25,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import Batch, Params, Probe, Stats
+from ..base import Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import native
 from ..schedule import Stage
 from . import masked
+from .evolution import substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused import posterior_rows, working_bytes
 from .gram import gram_of
+from .hysteresis import settled
 from .inference import Listed, with_zero
 from .states import StateTable, state_table
 
@@ -274,11 +276,12 @@ class Linear(Truncated):
         """<W s + offset> [n, D]."""
         return Truncated.reconstruction(self, params, x, found) + self._shift(params)
 
-    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+    def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if self.compiled(x):
-            return posterior_rows(self, params, self._centred(params, x), stage, moments=False).log_z
-        return self.posterior(params, x, stage).log_z
+        if self.compiled(batch.x):
+            return posterior_rows(self, params, self._centred(params, batch.x), stage, moments=False).log_z
+        joints = lambda c: self.posterior(params, batch.x, stage, c)  # noqa: E731
+        return settled(joints, batch, hysteresis=self.hysteresis).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H]."""
@@ -291,9 +294,13 @@ class Linear(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
+        if self.by_sets:
+            from . import linear_sets
+
+            return linear_sets.statistics(self, params, batch, stage)
         if self.compiled(batch.x):
             return self._fused(params, batch, stage)
-        q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
+        q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         mean, pair, value = self.moments(q)
         use = self.used(q.log_z, batch, stage)
         x, chosen = self._centred(params, batch.x.to(mean.dtype)), q.candidates
@@ -399,6 +406,7 @@ class Linear(Truncated):
             "sigma": float(params["sigma"]),
             "active_atoms": float(stats.counts.sum()) / used,
             "used_share": float(stats.used) / rows,
+            **substitutions(stats, rows),
         }
 
     @abstractmethod
@@ -408,7 +416,7 @@ class Linear(Truncated):
     def memory(self, rows: int, dim: int) -> int:
         """Rows and means of one batch (without the kernel also joints), parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
-        if native.library() is not None and not self.missing:
+        if native.library() is not None and not (self.missing or self.by_sets or self.hysteresis):
             return working_bytes(self, rows, dim, item) + 8 * (7 * dim * self.atoms + 9 * self.atoms**2)
         multi, pairs = self.multi_states, self.candidates * (self.candidates + 1) // 2
         columns = self.levels * self.candidates + pairs
@@ -419,6 +427,12 @@ class Linear(Truncated):
             + 16 * pairs
         )
         fixed = 8 * (6 * dim * self.atoms + 6 * self.atoms**2) + 4 * multi * columns * item
+        if self.by_sets:
+            from .linear_sets import row_bytes
+
+            # The sums of two tiles are added.
+            per_row = dim * (item + 16) + Model.row_memory(self)
+            fixed = 2 * fixed + tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
         return rows * per_row + fixed
 
     def flops(self, dim: int) -> float:

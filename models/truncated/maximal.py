@@ -28,13 +28,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import TRAINING, Batch, Params, Probe, Stats
+from ..base import TRAINING, Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import native
 from ..schedule import Schedule, Stage
 from . import masked
+from .evolution import substitutions, tile_memory
 from .expectation import PI_BOUND, Truncated, normalise, temperatures, too_large
 from .fused_maximal import FLOAT32_RANGE, Rows, maximal_rows, working_bytes
+from .hysteresis import settled
 from .inference import Listed, with_zero
 from .prior import mass, truncated_pi
 from .states import MOST_STATES
@@ -128,7 +130,7 @@ class Maximal(Truncated):
     def usual_schedule(self) -> Schedule:
         """200 passes; cooled from T=4 to 1 over most of the run, while the data cut rises."""
         ramps = {"T": ((0.0, 4.0), (0.8, 1.0)), "ncut": ((0.0, 0.0), (2 / 3, 1.0))}
-        return Schedule(passes=200, update_every="pass", batch_rows=4096, ramps=ramps)
+        return Schedule(passes=200, update_every="pass", batch_rows=4096, ramps=self.allowed(ramps))
 
     def init(self, probe: Probe, generator: torch.Generator) -> Params:
         """W at the data's mean (or at datapoints) plus noise; π = 1/H; σ the spread."""
@@ -262,11 +264,12 @@ class Maximal(Truncated):
 
     # -- the contract ----------------------------------------------------------------------------------------------
 
-    def log_z(self, params: Params, x: Tensor, stage: Stage) -> Tensor:
+    def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if self.compiled(x):
-            return self._fused(params, x, stage).log_z
-        return self.posterior(params, x, stage).log_z
+        if self.compiled(batch.x):
+            return self._fused(params, batch.x, stage).log_z
+        joints = lambda c: self.posterior(params, batch.x, stage, c)  # noqa: E731
+        return settled(joints, batch, hysteresis=self.hysteresis).log_z
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H]."""
@@ -314,9 +317,13 @@ class Maximal(Truncated):
 
         Where the batch's memo holds `candidates` [n, H'], the states are those over them.
         """
+        if self.by_sets:
+            from . import maximal_sets
+
+            return maximal_sets.statistics(self, params, batch, stage)
         if self.compiled(batch.x):
             return self._fused_statistics(params, batch, stage)
-        q = self.posterior(params, batch.x, stage, batch.memo.get("candidates"))
+        q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         use = self.used(q.log_z, batch, stage)
         x, single, multi, chosen = batch.x.to(q.single.dtype), q.single, q.multi, q.candidates
         if not bool(use.all()):
@@ -442,12 +449,19 @@ class Maximal(Truncated):
             "active_atoms": float(stats.active) / used,
             "used_share": float(stats.used) / rows,
             "taken_back": max(float(params.get(TRIAL, torch.zeros(()))), 0.0),
+            **substitutions(stats, rows),
         }
 
     def memory(self, rows: int, dim: int) -> int:
         """Rows, scores and joints of one batch, one tile's states, parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
-        if native.library() is not None and not self.missing:
+        if self.by_sets:
+            from .maximal_sets import row_bytes
+
+            kept = Model.row_memory(self)
+            tile = tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
+            return rows * (dim * (2 * item + 16) + kept) + tile + 8 * 20 * dim * self.atoms
+        if native.library() is not None and not (self.missing or self.hysteresis):
             # A smoothed maximum may need float64.
             return working_bytes(self, rows, dim, item if self.superposition == "max" else 8)
         per_row = (

@@ -24,6 +24,7 @@ from .arrays import (
     read_arrays,
 )
 from .card import plain
+from .memory import run_memory
 from .repository import Commit, Repository
 
 CHAIN = 32
@@ -43,6 +44,8 @@ class Checkpoint:
     message: str
     written_at: datetime
     snapshot: str
+    memory: str = ""
+    """The generation of `RunMemory` that belongs to it, where the run keeps something of every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class RunBranch:
         self.run_id = names.check_run(run_id)
         self._repo = repo
         self._branch = names.run_branch(run_id)
+        self.memory = run_memory(repo.place, run_id)
         self._seen = self._tip()
         self._depth = 0
 
@@ -80,8 +84,9 @@ class RunBranch:
             stored = read_arrays(group)
             history = _unpacked(stored.pop(HISTORY), cast("list[tuple[str, int]]", group.attrs["history"]))
             arrays = {key.removeprefix(f"{PARAMS}/"): array for key, array in stored.items()}
+            memory = str(group.attrs.get("memory", ""))
         step, job = tip.fact("step", int), tip.fact("job", dict)
-        return Checkpoint(step, arrays, history, job, tip.message, tip.written_at, tip.id)
+        return Checkpoint(step, arrays, history, job, tip.message, tip.written_at, tip.id, memory)
 
     def commit(
         self,
@@ -90,8 +95,9 @@ class RunBranch:
         history: Mapping[str, ArrayLike] | None = None,
         job: Mapping[str, Any] | None = None,
         message: str = "",
+        memory: str = "",
     ) -> str:
-        """Writes the next checkpoint and returns its snapshot.
+        """Writes the next checkpoint and returns its snapshot; `memory` is the generation that belongs to it, if any.
 
         StoreConflict when another process has written one since this one looked: two processes then work on the same
         run, and this one must stop (or read `latest` and continue from there).
@@ -105,7 +111,9 @@ class RunBranch:
                 if (session.base.id if session.base else None) != self._seen:
                     raise StoreConflict("the branch has moved")
                 _replace(session.group, {**below(PARAMS, params), HISTORY: _packed(courses)})
-                session.group.attrs.update({"step": step, "job": metadata["job"], "history": names_lengths})
+                session.group.attrs.update(
+                    {"step": step, "job": metadata["job"], "history": names_lengths, "memory": memory}
+                )
                 self._seen = session.commit(message or f"step {step}", metadata).id
         except StoreConflict as error:
             raise StoreConflict(
@@ -114,8 +122,9 @@ class RunBranch:
         return self._seen
 
     def drop(self) -> None:
-        """Forgets all checkpoints; their files go with the next garbage collection."""
+        """Forgets all checkpoints, whose files go with the next garbage collection, and removes the run's memory."""
         self._repo.delete_branch(self._branch)
+        self.memory.clear()
         self._seen = None
 
 

@@ -56,7 +56,7 @@ def test_means_and_scores_of_the_cut_agree(monkeypatch, case):
     model, params, y = problem(case)
     stage = Stage(step=0, steps=2, rows=ROWS, values={"T": 1.4})
     assert close(*both(monkeypatch, lambda: model.means(params, y)), 1e-12)
-    assert close(*both(monkeypatch, lambda: model.log_z(params, y, stage)), 1e-12)
+    assert close(*both(monkeypatch, lambda: model.log_z(params, Batch(y), stage)), 1e-12)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 17, 129])
