@@ -365,8 +365,8 @@ class Maximal(Truncated):
         single = q.single
         total = single.sum(0, dtype=torch.float64)
         return MaximalStats(
-            ay=(batch.x.to(single.dtype).T @ single).double() + q.ay.T,
-            a=total + q.a.T,
+            ay=(batch.x.to(single.dtype).T @ single).double() + q.ay.T.contiguous(),
+            a=total + q.a.T.contiguous(),
             active=q.active,
             residual=q.residual,
             yy=q.yy,

@@ -79,7 +79,7 @@ class MaximalLandscape(Landscape):
         return gain, self.alphabet.size(states).to(self.dtype) * self.logit
 
     def candidates(self, count: int) -> Tensor:
-        return self._model.choose(self.weights, self.x, self.x @ self.weights)[:, :count]
+        return self._model.choose(self.weights, self.x, self.x @ self.weights, self.weights.square().sum(0))[:, :count]
 
     def shares(self, states: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Σ q A [H, D] and Σ q A y [H, D] over the states with probabilities `q` [n, S]."""
