@@ -122,7 +122,7 @@ def statistics(model: Maximal, params: Params, batch: Batch, stage: Stage) -> Ev
 
 def row_bytes(model: Maximal, dim: int) -> int:
     """Bytes of a point's predictions in all states."""
-    return 8 * dim * (model.sets.size + model.sets.offspring)
+    return 16 * dim * (model.sets.size + model.sets.offspring)
 
 
 def _sums(model: Maximal, params: Params, x: Tensor, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:

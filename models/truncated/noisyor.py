@@ -244,7 +244,7 @@ class NoisyOR(Truncated):
         }
 
     def _row_bytes(self, dim: int) -> int:
-        return 8 * dim * (self.sets.size + self.sets.offspring)
+        return 16 * dim * (self.sets.size + self.sets.offspring)
 
     def memory(self, rows: int, dim: int) -> int:
         """Rows and sets of one batch, one tile's states, parameters and statistics in float64."""
