@@ -140,6 +140,7 @@ class Model(ABC):
         """Whether NaN entries of a row count as missing values; otherwise they are an error."""
         return False
 
+    @property
     def arrays(self) -> tuple[str, ...]:
         """Arrays of the data set that make up a row of `Batch.x`, side by side; D counts the columns of all."""
         return ("data",)

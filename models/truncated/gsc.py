@@ -31,7 +31,7 @@ from . import masked, noise
 from .evolution import substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused_slab import Rows, slab_rows, working_bytes
-from .hysteresis import settled
+from .hysteresis import KEPT, settled
 from .inference import Listed
 from .prior import mass, truncated_pis
 from .slab import TILE_ELEMENTS, Moments, Points, Tile, size_class, start_slab, state_means, state_moments, upper
@@ -400,7 +400,8 @@ class GSC(Truncated):
             from . import slab_sets
 
             return slab_sets.statistics(self, params, batch, stage)
-        if self.compiled(batch.x):
+        # The kernel chooses candidates itself.
+        if self.compiled(batch.x) and KEPT not in batch.memo:
             return self._fused_statistics(params, batch, stage)
         q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         use = self.used(q.log_z, batch, stage)
