@@ -30,7 +30,7 @@ def command(photo: str | None, **given: Any) -> None:
       sparsefleet denoise noisy.png --dictionary my-patches --sigma 25 --truth original.png --out clean.png
       sparsefleet denoise torn.png --mask mask.png --dictionary my-patches --out whole.png
     """
-    job = read_job(DenoiseJob, given, **({"data": photo} if photo else {}))
+    job = read_job(DenoiseJob, given | ({"data": photo} if photo else {}))
     if handed_on(job, given):
         return
     again = "nothing was written, run the same command again"

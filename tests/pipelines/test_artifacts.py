@@ -62,7 +62,7 @@ def test_export(sparsefleet, store, tmp_path):
     made = sparsefleet("artifacts", "export", "bars@1", "--store", store, "--format", "npz", "--json")
     assert made.json == {"files": ["bars-v1.npz"]}
     with np.load(tmp_path / "bars-v1.npz") as arrays:
-        assert set(arrays.files) == {"W", "pi", "sigma"}
+        assert set(arrays.files) == {"W", "pi", "sigma", "free_energy"}
         assert arrays["W"].shape == (16, 8)
     again = sparsefleet("artifacts", "export", "bars@1", "--store", store, "--format", "npz")
     assert again.code == 2
