@@ -2,7 +2,7 @@
 from that of EM with all states, started at the truth?
 
 Images of 4 × 4 pixels, 8 bars, each with probability 0.25, 500 images; amplitude 10 and σ = 1 (noisy-OR: probabilities
-0.9 and 0.02). Sets of 20 states, 8 parents, 4 children, 60 passes, temperature from 2 (tsc: 3, gsc: 4) to 1. Every seed
+0.9 and 0.02). Sets of 20 states, 8 parents, 4 children, 60 passes, temperature from 2 (gsc: 4) to 1. Every seed
 draws new data. Spike-and-slab starts with at most 3 active atoms (with all states it finds other optima, exact EM too),
 then come 20 passes without that limit.
 
@@ -19,7 +19,7 @@ from sparsefleet.models import Batch, Probe, Schedule, make_model
 
 SIZE, ROWS, STARTS, PASSES = 4, 500, 5, 60
 MODELS = ("bsc", "tsc", "gsc", "mca", "mmca", "noisyor")
-HOT = {"tsc": 3.0, "gsc": 4.0}
+HOT = {"gsc": 4.0}
 
 
 def draw(name: str, seed: int):
