@@ -101,8 +101,10 @@ def averages(job: EncodeJob, data: Dataset, codes: Dataset) -> dict[str, float]:
         for name in ("log_likelihood", "entropy")
         if name in codes.arrays
     }
+    if "log_likelihood" not in found:
+        return found
     learned_on = ArtifactStore(job.store, create=False).card(job.dictionary)["data"] or {}
-    if "log_likelihood" in found and learned_on.get("fingerprint") == data.fingerprint:
+    if learned_on.get("fingerprint") == data.fingerprint:
         return {"training_log_likelihood": found.pop("log_likelihood"), **found}
     return found
 

@@ -154,7 +154,9 @@ def _rank(name: str, field: FieldInfo) -> int:
 
 
 def _what(cls: type[BaseModel], name: str) -> str:
-    return cls.model_fields[name].description or field_docs(cls).get(name, name)
+    outer = name.partition(".")[0]
+    field = cls.model_fields.get(outer)
+    return (field.description if field else None) or field_docs(cls).get(outer, outer)
 
 
 def _option(name: str, field: FieldInfo, text: str, bare: str | None) -> Command | None:
