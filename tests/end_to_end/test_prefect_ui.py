@@ -68,10 +68,7 @@ def test_the_run_page_shows_progress_metrics_and_the_atoms(learned, prefect_serv
         return next(a.get_attribute("href") for a in links if key in a.text.split())
 
     _, said = learned
-    browser.get(prefect_server.url)
-    assert "Dashboard" not in text_with("Login")
-    browser.find_element(By.CSS_SELECTOR, "input[type=password]").send_keys(password.read(state_folder()), "\n")
-    text_with("Dashboard")
+    log_in(browser, prefect_server)
     browser.get(said["run_page"])
     page = text_with("bars-bsc-H16-seed0")
     assert "Completed" in page
@@ -191,8 +188,9 @@ def test_the_cancel_button_of_the_page_ends_the_workers(prefect_server, cli, pat
     submitted = cli(*args, "--submit", "local", "--json", cwd=tmp_path)
     assert submitted.returncode == 0, submitted.stderr
     run = json.loads(submitted.stdout)["id"]
-    wait_for(lambda: (tmp_path / "artifacts").exists() and unfinished(tmp_path / "artifacts"))
+    wait_for(lambda: (tmp_path / "artifacts").exists() and unfinished_so_far(tmp_path / "artifacts"))
     family = flow_processes(run)
+    log_in(browser, prefect_server)
     browser.get(f"{prefect_server.url}/runs/flow-run/{run}")
     press("Cancel")
     press("Confirm")
@@ -213,7 +211,7 @@ def test_a_killed_flow_process_changes_nothing(prefect_server, cli, patches, tmp
     assert submitted.returncode == 0, submitted.stderr
     run = json.loads(submitted.stdout)["id"]
     store = tmp_path / "artifacts"
-    wait_for(lambda: store.exists() and any(r.step > 3 for r in unfinished(store)))
+    wait_for(lambda: store.exists() and any(r.step > 3 for r in unfinished_so_far(store)))
     family = flow_processes(run)
     flow = next(p for p in family if p.parent() not in family)
     flow.kill()
@@ -328,6 +326,19 @@ def test_a_stale_state_file_ends_nobody(tmp_path, monkeypatch):
     assert server.running() is None
     assert server.down() is None
     assert other.is_running()
+
+
+def log_in(browser: Any, server: Any) -> None:
+    """Give the password at the first page, which shows nothing before."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    text = lambda b: b.find_element(By.TAG_NAME, "body").text  # noqa: E731
+    browser.get(server.url)
+    WebDriverWait(browser, 60).until(lambda b: "Login" in text(b))
+    assert "Dashboard" not in text(browser)
+    browser.find_element(By.CSS_SELECTOR, "input[type=password]").send_keys(password.read(state_folder()), "\n")
+    WebDriverWait(browser, 60).until(lambda b: "Dashboard" in text(b))
 
 
 def unfinished(store: Path) -> list[Any]:
