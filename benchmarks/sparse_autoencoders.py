@@ -30,11 +30,11 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).parent / "peers"
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from sae_peers import OWN, PEERS
 
 WARM = 2
+HERE = Path(__file__).parent / "peers"
 
 
 class Contender:
