@@ -30,17 +30,18 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from sae_peers import OWN, PEERS
 
 WARM = 2
+HERE = Path(__file__).parent / "peers"
 
 
 class Contender:
     """A process that makes a step when asked to."""
 
     def __init__(self, python: str, name: str, sizes: list[int]) -> None:
-        script = str(Path(__file__).with_name("sae_peers.py"))
+        script = str(HERE / "sae_peers.py")
         command = [python, script, name, *map(str, sizes)]
         self.name, self.seen = name, list[dict[str, Any]]()
         # What libraries print must not mix with the answers, which are the lines that begin with a brace.

@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 # Read when torch loads its OpenMP runtime. Threads that spin at the end of every parallel region cost nothing on an
 # idle machine and a factor of ten where another process wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read at torch's first allocation: large tensors lie in huge pages where the system offers them. Every update makes new
+# parameters, and zeroing their pages one by one took a tenth of a step.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _PUBLIC = {
     "Model": "models",

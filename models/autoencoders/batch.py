@@ -35,7 +35,7 @@ class ScoreCounts(Stats):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopK(TopK):
-    """The k n largest of relu(u) over all n rows of an update (Bussmann et al. 2024, "BatchTopK").
+    """BatchTopK autoencoder: the k n largest of relu(u) over all n rows of an update (Bussmann et al. 2024).
 
     The threshold is exact over all workers: a radix select on the histogram of scores (compared as float32), which the
     survey adds up. Each row first offers its 4 k largest entries; only where some row might have more above the
@@ -144,7 +144,7 @@ class BatchTopK(TopK):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchAbsTopK(BatchTopK):
-    """The k n entries of largest magnitude over all n rows of an update, with their signs."""
+    """BatchAbsTopK autoencoder: the k n entries of largest magnitude over all n rows of an update, with their signs."""
 
     signed: ClassVar[bool] = True
 

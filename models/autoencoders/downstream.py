@@ -17,7 +17,9 @@ from .topk import TopK
 
 @dataclass(frozen=True, kw_only=True)
 class GradientTopK(TopK):
-    """Keeps relu(u_j) for the k largest u_j (1 + beta sqrt(D) |<atom_j, g>|) above 0.
+    """Gradient autoencoder (g-SAE): TopK that prefers latents with a downstream effect.
+
+    Kept is relu(u_j) for the k largest relu(u_j) (1 + beta sqrt(D) |<atom_j, g>|).
 
     g is the gradient of a downstream loss, summed over positions, by the row that is reconstructed; the data set holds
     it in the array `gradients`. It enters in the units in which its norm is 1 on average, which is independent of the

@@ -21,7 +21,9 @@ SIZE, BIAS = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(Elementwise):
-    """z = [u > 0] relu(exp(r_mag) a + b_mag), where u = a + b_enc is the gate and a = W_enc (s x - b_dec).
+    """Gated autoencoder: whether a latent is active and how much are decided apart.
+
+    z = [u > 0] relu(exp(r_mag) a + b_mag), where u = a + b_enc is the gate and a = W_enc (s x - b_dec).
 
     The loss adds `sparsity` Σ relu(u) and |s x - W_dec^T relu(u) - b_dec|^2 with W_dec and this b_dec held constant,
     which teach the gate.

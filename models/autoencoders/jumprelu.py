@@ -22,7 +22,9 @@ FIT, COUNT = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class JumpReLU(Elementwise):
-    """z = u where u > θ, else 0. Penalties: "step" is `sparsity` L0; "target" is `sparsity` (mean L0 / `l0` - 1)^2.
+    """JumpReLU autoencoder: z = u where u exceeds the latent's learned threshold θ, else 0.
+
+    Penalties: "step" is `sparsity` L0; "target" is `sparsity` (mean L0 / `l0` - 1)^2.
 
     Straight-through estimators with a rectangle K of width ε = `bandwidth` stand for the derivatives of the jump:
     dz/dθ = -(θ/ε) K((u - θ)/ε) and d[u > θ]/dθ = -(1/ε) K((u - θ)/ε). They are summed over the batch. θ itself is the

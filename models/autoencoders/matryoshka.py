@@ -18,7 +18,7 @@ from .sums import GradientSums, Rows
 
 @dataclass(frozen=True, kw_only=True)
 class Matryoshka(BatchTopK):
-    """BatchTopK whose loss is the mean squared error over nested dictionaries: the first `widths[p]` latents each.
+    """Matryoshka autoencoder: BatchTopK whose loss is the mean over nested dictionaries, `widths[p]` latents each.
 
     The order of latents matters. Metrics and AuxK speak of the whole dictionary.
     """

@@ -75,7 +75,7 @@ class Elementwise(Autoencoder):
 
 @dataclass(frozen=True, kw_only=True)
 class ReLU(Elementwise):
-    """z = relu(u) with the penalty `sparsity` Σ z (Bricken et al. 2023, "Towards monosemanticity")."""
+    """ReLU autoencoder: z = relu(u) with the penalty `sparsity` Σ z (Bricken et al. 2023)."""
 
     def activate(self, params: Params, u: Tensor) -> Tensor:
         """See `Elementwise.activate`."""

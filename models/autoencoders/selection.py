@@ -83,9 +83,10 @@ def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def chunk_rows(rows: int, atoms: int, itemsize: int, device: torch.device) -> int:
-    """Rows whose [rows, H] pre-activations are held at once: a buffer that stays in a CPU's cache where the matrix
-    product is still efficient, and never more than 256 MB (or one row)."""
+    """Rows whose [rows, H] pre-activations are held at once, never more than 256 MB of them (or one row). On a CPU a
+    buffer that stays in the cache, but no fewer than 1024 rows where they take up to 128 MB: a matrix product of few
+    rows spends its time on packing the weights."""
     row = atoms * itemsize
     limit = (256 << 20) // row
-    best = limit if device.type != "cpu" else max(256, (16 << 20) // row)
+    best = limit if device.type != "cpu" else max((16 << 20) // row, min(1024, (128 << 20) // row))
     return max(1, min(rows, best, limit))

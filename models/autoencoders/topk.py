@@ -16,7 +16,7 @@ from .selection import keep, top_k
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Autoencoder):
-    """The k largest of relu(u) (Gao et al. 2024, "Scaling and evaluating sparse autoencoders")."""
+    """TopK autoencoder: the k largest of relu(u) (Gao et al. 2024, "Scaling and evaluating sparse autoencoders")."""
 
     k: int = 32
     """Active latents per row."""
@@ -37,15 +37,18 @@ class TopK(Autoencoder):
 
 @dataclass(frozen=True, kw_only=True)
 class AbsTopK(TopK):
-    """The k entries of u of largest magnitude, with their signs (AbsTopK, 2025): hard thresholding, so that one latent
-    can stand for both poles of a concept. (atom, code) and (-atom, -code) mean the same."""
+    """AbsTopK autoencoder (2025): the k entries of u of largest magnitude, with their signs.
+
+    This is hard thresholding; one latent can stand for both poles of a concept. (atom, code) and (-atom, -code) mean
+    the same.
+    """
 
     signed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMax(TopK):
-    """The largest of relu(u) in each of k groups of H / k latents that follow one another."""
+    """GroupMax autoencoder: the largest of relu(u) in each of k groups of H / k latents that follow one another."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

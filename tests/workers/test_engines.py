@@ -102,10 +102,11 @@ def test_em_gives_the_same_parameters(make_data, tmp_path, engine, dtype, tolera
 
 @e2e
 @pytest.mark.parametrize("engine", GROUPS)
-def test_gradient_steps_give_the_same_parameters(make_data, tmp_path, engine):
+@pytest.mark.parametrize("model", ["topk", "batchtopk"])
+def test_gradient_steps_give_the_same_parameters(make_data, tmp_path, engine, model):
     job = {
         "data": make_data(),
-        "model": "topk",
+        "model": model,
         "atoms": 32,
         "passes": 3,
         "dtype": "float64",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
@@ -15,6 +16,9 @@ import types
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
+
+# Everybody gets what this project sets for itself: large tensors in huge pages.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 from torch import Tensor
