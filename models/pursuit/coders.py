@@ -99,13 +99,12 @@ class OMP(Stopped):
 class Staged(Stopped):
     """Base of the coders that exchange several atoms at a time."""
 
-    def rule(self) -> Rule:
-        """Which pursuit."""
-        raise NotImplementedError
+    rule: ClassVar[Rule]
+    """Which pursuit."""
 
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `staged`."""
-        return staged(x, atoms, self.rule(), nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, **self.extra())
+        return staged(x, atoms, self.rule, nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, **self.extra())
 
     def extra(self) -> dict[str, Any]:
         """Further options of `staged`."""
@@ -116,14 +115,14 @@ class Staged(Stopped):
 class NNOMP(Staged):
     """Orthogonal matching pursuit with codes >= 0."""
 
-    def rule(self) -> Rule:
-        """nnomp."""
-        return "nnomp"
+    rule: ClassVar[Rule] = "nnomp"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GOMP(Staged):
     """Generalised OMP: several atoms join at a time."""
+
+    rule: ClassVar[Rule] = "gomp"
 
     group: int = 3
     """Atoms that join per stage."""
@@ -132,10 +131,6 @@ class GOMP(Staged):
         super().__post_init__()
         if self.group < 1:
             raise ModelError(f"group={self.group}: at least one atom must join")
-
-    def rule(self) -> Rule:
-        """gomp."""
-        return "gomp"
 
     def extra(self) -> dict[str, Any]:
         """The group."""
@@ -146,6 +141,8 @@ class GOMP(Staged):
 class StOMP(Staged):
     """Stagewise OMP: all atoms above a threshold join."""
 
+    rule: ClassVar[Rule] = "stomp"
+
     strictness: float = 2.5
     """t: atoms join whose correlation exceeds t·‖r‖/√D."""
 
@@ -153,10 +150,6 @@ class StOMP(Staged):
         super().__post_init__()
         if not self.strictness > 0:
             raise ModelError(f"strictness={self.strictness}: must be positive")
-
-    def rule(self) -> Rule:
-        """stomp."""
-        return "stomp"
 
     def extra(self) -> dict[str, Any]:
         """The threshold."""
@@ -167,27 +160,21 @@ class StOMP(Staged):
 class CoSaMP(Staged):
     """CoSaMP: 2k atoms compete with the k at hand."""
 
-    def rule(self) -> Rule:
-        """cosamp."""
-        return "cosamp"
+    rule: ClassVar[Rule] = "cosamp"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SP(Staged):
     """Subspace pursuit: k atoms compete with the k at hand."""
 
-    def rule(self) -> Rule:
-        """sp."""
-        return "sp"
+    rule: ClassVar[Rule] = "sp"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MP(Staged):
     """Matching pursuit: coefficients are never fitted again."""
 
-    def rule(self) -> Rule:
-        """mp."""
-        return "mp"
+    rule: ClassVar[Rule] = "mp"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from .expectation import temperatures, too_large
 from .fused import block_rows
 
 if TYPE_CHECKING:
-    from .gsc import GSC, Theta
+    from .gsc import GSC
+    from .slab_posterior import Theta
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,6 @@ TRIALS = 4
 """Steps back by half, three quarters, seven eighths, all."""
 TOLERANCE = 1e-9
 UNUSED = 1e-10
-TIE = 1e-5
 TILE_ELEMENTS = 1 << 19
 
 
@@ -475,72 +474,3 @@ class Maximal(Truncated):
     def flops(self, dim: int) -> float:
         """Scores and Σ y<s>ᵀ, and a dozen operations per state and dimension."""
         return 4.0 * dim * self.atoms + 12.0 * dim * self.multi_states
-
-
-@dataclass(frozen=True, kw_only=True)
-class MCA(Maximal):
-    """Maximal causes analysis: the largest of the active atoms, which are not negative, in every dimension."""
-
-    select: Literal["overshoot", "relative"] = "overshoot"
-    """Candidates are the atoms that exceed the point least, or least relative to their own sum."""
-
-    def __post_init__(self) -> None:
-        Maximal.__post_init__(self)
-        if self.select not in ("overshoot", "relative"):
-            raise ModelError(f"select={self.select!r}: choose overshoot or relative")
-
-    def rank(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """As `choose`."""
-        total = weights.sum(0)
-        if self.select == "relative":
-            return -1 / total.clamp(min=1e-30), TIE * total / total.mean()
-        return -torch.ones_like(total), TIE * total
-
-    def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
-        """The smallest Σ_d max(W_dh - y_d, 0); of several, the largest atom."""
-        total = weights.sum(0)
-        if energy.ndim == 2:
-            gone = torch.isnan(x)
-            # Nothing exceeds infinity.
-            total, x = (~gone).to(x.dtype) @ weights, x.masked_fill(gone, float("inf"))
-        over = x.new_empty(self.atoms, len(x))
-        rows = max(1, TILE_ELEMENTS // (8 * x.shape[1]))
-        for a in range(0, len(x), rows):
-            excess = torch.empty_like(x[a : a + rows])
-            for h in range(self.atoms):
-                torch.sub(weights[:, h], x[a : a + rows], out=excess).clamp_(min=0)
-                torch.sum(excess, 1, out=over[h, a : a + rows])
-        # Many atoms may overshoot a bright point by nothing at all.
-        if self.select == "relative":
-            score = over.T / total.clamp(min=1e-30) - TIE * total / total.mean()
-        else:
-            score = over.T - TIE * total
-        return score.topk(self.candidates, dim=1, largest=False).indices
-
-
-@dataclass(frozen=True, kw_only=True)
-class MMCA(Maximal):
-    """Maximum-magnitude causes analysis: in every dimension the active atom of largest magnitude, with its sign."""
-
-    inertia: bool = True
-    """Whether entries of W that few points dominate change slowly."""
-
-    signed: ClassVar[bool] = True
-    sharpest: ClassVar[float] = 1.2
-
-    def rank(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """As `choose`."""
-        energy = weights.square().sum(0)
-        return torch.full_like(energy, 2.0), -energy
-
-    def choose(self, weights: Tensor, x: Tensor, scores: Tensor, energy: Tensor) -> Tensor:
-        """The smallest ‖W_h - y‖²."""
-        distance = energy - 2 * scores
-        return distance.topk(self.candidates, dim=1, largest=False).indices
-
-    def inert(self, old: Tensor, new: Tensor, seen: Tensor) -> Tensor:
-        """η W + (1-η) W_old with η = max(1 - exp(-points/2.5), 0.2)."""
-        if not self.inertia:
-            return new
-        rate = (1 - torch.exp(-seen / 2.5)).clamp(min=0.2)
-        return torch.lerp(old, new, rate)
