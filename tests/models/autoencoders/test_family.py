@@ -11,7 +11,6 @@ from sparsefleet.models import Batch, ModelError, Params, Probe, Schedule, Stage
 from sparsefleet.models.autoencoders.autoencoder import WEIGHTS, Autoencoder
 from sparsefleet.models.autoencoders.batch import calibrated
 from sparsefleet.models.autoencoders.names import DEAD, RESIDUAL, SILENT
-from sparsefleet.models.kernels import native
 
 from . import dense
 from .reference import sparse_rows, unit_atoms
@@ -32,14 +31,6 @@ VARIANTS = {
 each = pytest.mark.parametrize("name", VARIANTS)
 either = pytest.mark.parametrize("target", [None, "outputs"], ids=["autoencoder", "transcoder"])
 STAGE = Stage(step=30, steps=100, rows=400)
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def twin(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(native, "usable", lambda *_: False)
-    elif native.library() is None:
-        pytest.skip("the kernels were not compiled")
 
 
 def make(name: str, **more) -> Autoencoder:

@@ -10,15 +10,6 @@ from sparsefleet.models.autoencoders.sparse import DenseCode, SparseCode, make_c
 from sparsefleet.models.kernels import Gradients, inner_products, native
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def twin(request, monkeypatch):
-    """Each test with the compiled kernels and with their torch twins."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "usable", lambda *_: False)
-    elif native.library() is None:
-        pytest.skip("the kernels were not compiled")
-
-
 def codes(indices, values, atoms):
     """Both representations of a code."""
     return SparseCode(indices, values), DenseCode(values.new_zeros(len(values), atoms).scatter_add_(1, indices, values))

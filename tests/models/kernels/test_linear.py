@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sparsefleet.models import Batch, Probe, Stage, make_model
-from sparsefleet.models.kernels import native
 from sparsefleet.models.kernels.linear import Joints, LinearRows
+
+from .twins import both, close, compiled, update_differs
 
 ROWS, DIM, ATOMS = 77, 12, 19
 CASES = {
@@ -20,7 +21,7 @@ CASES = {
     "dsc of negative values": ("dsc", {"h_prime": 4, "gamma": 2, "values": [-1.5, 0], "select": "cosine"}),
 }
 each = pytest.mark.parametrize("case", CASES)
-pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels were not built")
+pytestmark = compiled
 
 
 def problem(case, dtype="float64", rows=ROWS):
@@ -36,18 +37,6 @@ def problem(case, dtype="float64", rows=ROWS):
     if "offset" in params:
         params["offset"] = 0.1 * torch.randn(DIM, generator=draw, dtype=torch.float64)
     return model, params, y.to(model.torch_dtype)
-
-
-def both(monkeypatch, call):
-    """What `call` gives with the kernel and with torch."""
-    fast = call()
-    with monkeypatch.context() as patch:
-        patch.setattr(native, "library", lambda: None)
-        return fast, call()
-
-
-def close(a, b, rtol):
-    return torch.allclose(a.double(), b.double(), rtol=rtol, atol=rtol * float(b.abs().max()))
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 2e-5)])
@@ -117,7 +106,7 @@ def test_any_number_of_rows(monkeypatch, rows):
     model, params, y = problem("bsc", "float32")
     y = y[torch.arange(rows) % ROWS]
     stage = Stage(step=0, steps=2, rows=rows)
-    fast, slow = both(monkeypatch, lambda: model.statistics(params, Batch(y), stage))
+    fast, slow = both(monkeypatch, lambda: model.statistics(params, Batch(y), stage), rows=rows)
     assert close(fast.flatten(), slow.flatten(), 2e-5)
 
 
@@ -131,9 +120,4 @@ def test_extreme_noise_falls_back_to_float64(monkeypatch):
 
 
 def test_one_update_in_float32_is_that_in_float64():
-    found = []
-    for dtype in ("float32", "float64"):
-        model, params, y = problem("bsc", dtype, rows=2000)
-        stage = Stage(step=0, steps=2, rows=2000)
-        found.append(model.update(params, model.statistics(params, Batch(y), stage), stage)["W"])
-    assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-4
+    assert update_differs(problem, "bsc", rows=2000) < 1e-4

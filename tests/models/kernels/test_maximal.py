@@ -3,7 +3,8 @@
 import pytest
 import torch
 from sparsefleet.models import Batch, Probe, Stage, make_model
-from sparsefleet.models.kernels import native
+
+from .twins import both, close, compiled, update_differs
 
 ROWS, DIM, ATOMS = 45, 21, 19
 CASES = {
@@ -16,7 +17,7 @@ CASES = {
     "mmca smoothed": ("mmca", {"h_prime": 5, "gamma": 4, "superposition": "smooth"}),
 }
 each = pytest.mark.parametrize("case", CASES)
-pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels were not built")
+pytestmark = compiled
 
 
 def problem(case, dtype="float64", rows=ROWS, ties=False):
@@ -33,18 +34,6 @@ def problem(case, dtype="float64", rows=ROWS, ties=False):
     params["W"] = model.bounded(weights)
     params["sigma"] = torch.tensor(1.5, dtype=torch.float64)
     return model, params, y.to(model.torch_dtype)
-
-
-def both(monkeypatch, call):
-    """What `call` gives with the kernel and with torch."""
-    fast = call()
-    with monkeypatch.context() as patch:
-        patch.setattr(native, "library", lambda: None)
-        return fast, call()
-
-
-def close(a, b, rtol):
-    return torch.allclose(a.double(), b.double(), rtol=rtol, atol=rtol * float(b.abs().max()))
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-11), ("float32", 5e-5)])
@@ -94,7 +83,7 @@ def test_any_number_of_rows_and_threads(monkeypatch, rows):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        fast, slow = both(monkeypatch, lambda: model.statistics(params, Batch(y), stage))
+        fast, slow = both(monkeypatch, lambda: model.statistics(params, Batch(y), stage), rows=rows)
     finally:
         torch.set_num_threads(threads)
     assert close(fast.flatten(), slow.flatten(), 5e-5)
@@ -111,9 +100,4 @@ def test_extreme_noise(monkeypatch, sigma):
 
 
 def test_one_update_in_float32_is_that_in_float64():
-    found = []
-    for dtype in ("float32", "float64"):
-        model, params, y = problem("mca", dtype, rows=1000)
-        stage = Stage(step=0, steps=2, rows=1000)
-        found.append(model.update(params, model.statistics(params, Batch(y), stage), stage)["W"])
-    assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-4
+    assert update_differs(problem, "mca", rows=1000) < 1e-4

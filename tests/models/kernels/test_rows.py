@@ -4,8 +4,10 @@ import pytest
 import torch
 from sparsefleet.models.kernels import native, top_k
 
+from .twins import compiled
 
-@pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled (no C++ compiler at set-up)")
+
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("rows", "width", "k"), [(0, 5, 2), (1, 1, 1), (7, 300, 8), (600, 33, 33), (300, 4096, 32)])
 def test_top_k_is_the_stable_sort(rows: int, width: int, k: int, dtype: torch.dtype) -> None:

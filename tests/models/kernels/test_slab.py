@@ -3,7 +3,8 @@
 import pytest
 import torch
 from sparsefleet.models import Batch, Probe, Stage, make_model
-from sparsefleet.models.kernels import native
+
+from .twins import both, close, compiled, update_differs
 
 ROWS, DIM, ATOMS = 77, 12, 19
 CASES = {
@@ -14,7 +15,7 @@ CASES = {
     "noise per dimension": {"h_prime": 5, "gamma": 5, "noise": "diagonal"},
     "correlated noise": {"h_prime": 5, "gamma": 3, "noise": "full", "anneal_prior": False},
 }
-pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels were not built")
+pytestmark = compiled
 
 
 def problem(case, dtype="float64", rows=ROWS):
@@ -26,18 +27,6 @@ def problem(case, dtype="float64", rows=ROWS):
     params = model.init(Probe(rows, y.mean(0), y.var(0), y), draw)
     params["W"] = weights + 0.1 * torch.randn(DIM, ATOMS, generator=draw, dtype=torch.float64)
     return model, params, y.to(model.torch_dtype)
-
-
-def both(monkeypatch, call):
-    """What `call` gives with the kernel and with torch."""
-    fast = call()
-    with monkeypatch.context() as patch:
-        patch.setattr(native, "library", lambda: None)
-        return fast, call()
-
-
-def close(a, b, rtol):
-    return torch.allclose(a.double(), b.double(), rtol=rtol, atol=rtol * float(b.abs().max()) if b.numel() else 0)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 2e-5)])
@@ -64,7 +53,7 @@ def test_any_number_of_rows(monkeypatch, rows):
     model, params, y = problem("usual", "float32")
     y = y[torch.arange(rows) % ROWS]
     stage = Stage(step=0, steps=2, rows=rows)
-    fast, slow = both(monkeypatch, lambda: model.statistics(params, Batch(y), stage))
+    fast, slow = both(monkeypatch, lambda: model.statistics(params, Batch(y), stage), rows=rows)
     assert close(fast.flatten(), slow.flatten(), 2e-5)
 
 
@@ -79,9 +68,4 @@ def test_extreme_noise(monkeypatch, sigma):
 
 
 def test_one_update_in_float32_is_that_in_float64():
-    found = []
-    for dtype in ("float32", "float64"):
-        model, params, y = problem("usual", dtype, rows=2000)
-        stage = Stage(step=0, steps=2, rows=2000)
-        found.append(model.update(params, model.statistics(params, Batch(y), stage), stage)["W"])
-    assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-4
+    assert update_differs(problem, "usual", rows=2000) < 1e-4

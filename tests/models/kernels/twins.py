@@ -1,0 +1,38 @@
+"""What the tests of a compiled kernel against its torch twin share."""
+
+import pytest
+import torch
+from sparsefleet.models import Batch, Stage
+from sparsefleet.models.kernels import native
+
+compiled = pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled")
+
+
+def both(monkeypatch, call, *, rows=1):
+    """What `call` gives with the kernel, which must have run where there are rows, and with torch."""
+    ran: list[str] = []
+    real = native.call
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "call", lambda name, *more: (ran.append(name), real(name, *more))[1])
+        fast = call()
+        assert ran or not rows, "the compiled kernel did not run: torch would be compared with itself"
+        patch.setattr(native, "library", lambda: None)
+        ran.clear()
+        slow = call()
+        assert not ran
+    return fast, slow
+
+
+def close(a, b, rtol):
+    """Whether `a` is `b` up to a share of the largest entry."""
+    return torch.allclose(a.double(), b.double(), rtol=rtol, atol=rtol * float(b.abs().max()) if b.numel() else 0)
+
+
+def update_differs(problem, case, rows):
+    """‖W - W'‖ / ‖W'‖ of one update in float32 and in float64."""
+    found = []
+    for dtype in ("float32", "float64"):
+        model, params, y = problem(case, dtype, rows=rows)
+        stage = Stage(step=0, steps=2, rows=rows)
+        found.append(model.update(params, model.statistics(params, Batch(y), stage), stage)["W"])
+    return float((found[0] - found[1]).norm() / found[1].norm())
