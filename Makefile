@@ -1,11 +1,13 @@
 # Everything a user or developer runs. `make demo` and `make test` set up what they need, and may be run again.
 .DEFAULT_GOAL := help
-.PHONY: help setup compiler browser tools demo test test-fast check bench clean
+.PHONY: help setup compiler browser tools demo test test-fast check bench studies clean
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RATIOS := startup reading scaling prosper pursuit sparse_autoencoders memory
+STUDIES := $(filter-out $(RATIOS),$(basename $(notdir $(wildcard benchmarks/*.py))))
 KERNELS := $(wildcard models/kernels/*.cpp models/kernels/*.h)
 
 help:  ## show this list
@@ -54,7 +56,14 @@ check: $(STAMP)  ## lint, format, types
 	$(BIN)/basedpyright
 
 bench: $(STAMP)  ## ratios against peers and limits; see benchmarks/RESULTS.md
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@failed=; for name in $(RATIOS); do echo "== $$name"; \
+	  $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+studies: $(STAMP)  ## the experiments of docs/experiments.md that are scripts; an hour or more
+	@failed=; for name in $(STUDIES); do echo "== $$name"; \
+	  $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove what setup, demo and tests made
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

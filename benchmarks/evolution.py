@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 import torch
-from bars import match
 from sparsefleet.models import Batch, Probe, Schedule, make_model
+from sparsefleet.models.recovery import recover
 
 SIZE, ROWS, STARTS, PASSES = 4, 500, 5, 60
 MODELS = ("bsc", "tsc", "gsc", "mca", "mmca", "noisyor")
@@ -69,7 +69,7 @@ def one_seed(name: str, seed: int):
     reference = learn(make_model(name, {**whole, **everything}), y, {}, seed, truth, passes=25)[1]
     runs = [evolve(name, whole, y, 100 * seed + start) for start in range(STARTS)]
     signs = name in ("tsc", "gsc", "mmca")
-    found = [int((match(p["W"].numpy(), truth["W"], signs=signs)[0] > 0.95).sum()) for p, _ in runs]
+    found = [recover(p["W"].numpy(), np.asarray(truth["W"]), signs=signs).found for p, _ in runs]
     best = int(np.argmax([value for _, value in runs]))
     return found[best], found, runs[best][1] - reference
 

@@ -3,6 +3,7 @@
 python benchmarks/startup.py
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ def seconds(*command: str) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         uri, rows, dim = f"{folder}/rows.zarr", 50_000, 256
         writer = create_dataset(

@@ -11,9 +11,11 @@ log=${SPARSEFLEET_LOGS:-$PWD}/slurm-%j.log
 # The environment, and in it how to reach the Prefect server, goes with the job: never on a command line.
 sbatch --parsable --wait --export=ALL --output="$log" "${options[@]}" "$here/flow.sbatch" "$@" >"$said" &
 waiting=$!
+cancelled=
 # shellcheck disable=SC2329 # the trap calls it
 cancel() {
   local job
+  cancelled=yes
   job=$(cut -d ';' -f 1 "$said")
   if [[ -n $job ]]; then scancel "$job"; fi
 }
@@ -23,6 +25,8 @@ while true; do
   wait "$waiting" || code=$?
   kill -0 "$waiting" 2>/dev/null || break
 done
+# Slurm may call a job that was cancelled as it began a success.
+if [[ -n $cancelled && $code == 0 ]]; then code=143; fi
 echo "Slurm job $(cut -d ';' -f 1 "$said") ended with code $code; its output: ${log/\%j/$(cut -d ';' -f 1 "$said")}"
 rm -f "$said"
 exit "$code"

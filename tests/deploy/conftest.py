@@ -5,13 +5,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+
+from ..waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -56,15 +56,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 90, otherwise: Callable[[], str] = str) -> Any:
-    """What `what()` gives as soon as it is true; a failure after so many seconds (a bound, not a measurement)."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, otherwise() or f"{what} did not become true"
-        time.sleep(0.3)
-    return found
 
 
 class Slurm:

@@ -1,11 +1,13 @@
 """The batch scripts on a real Slurm cluster of one node: MPI, Ray, arrays, requeueing, flow runs."""
 
+import time
 from pathlib import Path
 
 import pytest
 from sparsefleet.storage import ArtifactStore
 
-from .conftest import ROOT, Slurm, wait_for
+from ..waiting import wait_for
+from .conftest import ROOT, Slurm
 
 pytestmark = pytest.mark.e2e
 SCRIPTS = ROOT / "deploy" / "slurm"
@@ -67,6 +69,8 @@ def test_a_job_told_to_make_room_goes_back_to_the_queue_and_on_from_its_last_com
         wait_for(lambda: slurm.state(job)["Restarts"] == "1", 60, lambda: said(log))
         wait_for(lambda: slurm.state(job)["JobState"] == "PENDING", 60, lambda: said(log))
         before = committed(store)
+        # Slurm counts in seconds: a job that starts in the one in which it was put back has no valid credential.
+        time.sleep(2)
         slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")
         wait_for(lambda: committed(store) > before, 120, lambda: said(log) + slurm.why())
     finally:
@@ -97,7 +101,7 @@ def test_a_flow_run_becomes_a_job_with_its_environment_and_its_exit_code(slurm, 
     job = wait_for(lambda: slurm.call("squeue", "-h", "-o", "%i", "--name=sparsefleet-flow", "--states=R").strip())
     running.terminate()
     assert running.wait(60) != 0
-    assert slurm.state(job)["JobState"] == "CANCELLED"
+    wait_for(lambda: slurm.state(job)["JobState"] == "CANCELLED")
 
 
 def committed(store: Path) -> int:

@@ -1,6 +1,7 @@
 """The engines, for real: the same job gives the same parameters, workers may die, errors keep their words."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,44 +14,8 @@ from sparsefleet.storage import ArtifactStore, open_dataset
 from sparsefleet.workers import EncodeJob, EngineError, JobError, LearnJob, run
 
 GROUPS = ["mpi", "ray"]
+OWN_MODEL = Path(__file__).parents[1] / "own_mean.py"
 e2e = pytest.mark.e2e
-
-OWN_MODEL = '''
-import time
-from dataclasses import dataclass
-import torch
-from sparsefleet.models import Batch, Codes, Model, ModelError, Probe, Schedule, Stats
-
-@dataclass(frozen=True, slots=True)
-class Sums(Stats):
-    total: torch.Tensor
-    rows: torch.Tensor
-
-@dataclass(frozen=True, kw_only=True)
-class Mean(Model):
-    """Atoms drift to the mean: the smallest model there is."""
-    pause: float = 0.0
-    fail_at: int = -1
-    def schedule(self):
-        return Schedule(passes=30, update_every="pass", batch_rows=256)
-    def init(self, probe, generator):
-        return {"W": torch.randn(probe.dim, self.atoms, generator=generator, dtype=torch.float64)}
-    def statistics(self, params, batch, stage):
-        if stage.step == self.fail_at:
-            raise ModelError(f"fail_at={self.fail_at}: told to fail")
-        time.sleep(self.pause)
-        return Sums(batch.x.double().sum(0), torch.tensor([float(len(batch.x))], dtype=torch.float64))
-    def update(self, params, stats, stage):
-        return {"W": 0.9 * params["W"] + 0.1 * (stats.total / stats.rows)[:, None]}
-    def encode(self, params, batch):
-        return Codes(torch.zeros(len(batch.x), 1, dtype=torch.int32), batch.x[:, :1])
-    def metrics(self, params, stats):
-        return {"rows": float(stats.rows)}
-    def dictionary(self, params):
-        return params["W"]
-    def memory(self, rows, dim):
-        return 8 * rows * dim
-'''
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +31,7 @@ def ray_cluster():
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    (tmp_path / "own_mean.py").write_text(OWN_MODEL)
+    shutil.copy(OWN_MODEL, tmp_path)
     return str(tmp_path)
 
 
