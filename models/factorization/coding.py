@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -22,12 +22,13 @@ from torch import Tensor
 from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..pursuit import batch_omp, lasso, threshold
+from ..pursuit.problem import energies
 from ..schedule import Stage
 from . import replacement
 from .replacement import LEVEL, REPLACED
 from .start import distinct_rows
 from .steps import normalised
-from .sums import CodingSums, counts_of, decode
+from .sums import CodingSums, MomentSums, counts_of, cross_of, decode, moments_of
 
 LOG = logging.getLogger(__name__)
 ATOMS = "atoms"
@@ -44,11 +45,11 @@ class Factorization(Model):
     # -- start -----------------------------------------------------------------------------------------------------
 
     def init(self, probe: Probe, generator: torch.Generator) -> Params:
-        """Distinct rows of the data, normalised, and the state of the search for replacements."""
+        """Distinct rows of the data, normalised, and the state of the search for replacements, if there is one."""
         atoms = self.start_atoms(probe, generator)
         return {
             ATOMS: atoms.to(self.torch_dtype),
-            **replacement.start_values(probe.sample, probe.rows, self.atoms),
+            **(replacement.start_values(probe.sample, probe.rows, self.atoms) if self.replace else {}),
             **self.start_state(probe),
         }
 
@@ -63,10 +64,9 @@ class Factorization(Model):
 
     def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
         """A given dictionary with its atoms normalised; atoms of zeros are left as `init` made them. Both are said."""
-        if given.shape != own.shape:
-            raise ModelError(f"{name} has shape {tuple(given.shape)}, but this model needs {tuple(own.shape)}")
+        taken = super().adopt(name, given, own)
         if name != ATOMS:
-            return given.to(own.dtype, copy=True)
+            return taken
         units, good = normalised(given.double())
         changed = int(((torch.linalg.vector_norm(given.double(), dim=1) - 1).abs() > 1e-4).sum()) - int((~good).sum())
         if changed:
@@ -94,16 +94,29 @@ class Factorization(Model):
         return self.atoms
 
     def encode(self, params: Params, batch: Batch) -> Codes:
-        """The rows' codes under the dictionary."""
+        """The rows' codes under the dictionary.
+
+        Raises:
+            ModelError: a row holds NaN, infinite or too large values.
+        """
+        energies(batch.x)
         return self.codes(params[ATOMS], batch.x)
+
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> CodingSums:
+        """A, B and the common sums, under the rows' codes."""
+        codes, residual = self.coded(params, batch)
+        common = self.common_sums(params, batch, codes, residual, stage)
+        return extended(MomentSums, common, moments_of(codes, self.atoms), cross_of(codes, batch.x, self.atoms))
 
     def common_sums(self, params: Params, batch: Batch, codes: Codes, residual: Tensor, stage: Stage) -> CodingSums:
         """The sums that all these models have, from the rows' codes and residuals [n, D]."""
         x = batch.x
         energy, error = x.double().square().sum(1), residual.double().square().sum(1)
-        errors, candidates = replacement.histogram_and_candidates(
-            params, x, error, energy, start=batch.start, step=stage.step, atoms=self.atoms
-        )
+        errors, candidates = energy.new_zeros(0), energy.new_zeros(0)
+        if self.replace:
+            errors, candidates = replacement.histogram_and_candidates(
+                params, x, error, energy, start=batch.start, step=stage.step, atoms=self.atoms
+            )
         return CodingSums(
             counts=counts_of(codes, self.atoms),
             energy=energy.sum(),
@@ -116,7 +129,7 @@ class Factorization(Model):
 
     def coded(self, params: Params, batch: Batch) -> tuple[Codes, Tensor]:
         """The rows' codes and residuals [n, D]."""
-        codes = self.codes(params[ATOMS], batch.x)
+        codes = self.encode(params, batch)
         return codes, batch.x - decode(codes, params[ATOMS])
 
     # -- update ----------------------------------------------------------------------------------------------------
@@ -142,7 +155,9 @@ class Factorization(Model):
         return replacement.replace(atoms, bad, counts, stats.candidates, nonnegative=self.positive_atoms)
 
     def search_state(self, stats: CodingSums, replaced: Tensor) -> Params:
-        """The search's state after an update in which atoms were `replaced` [H] bool."""
+        """The search's state, if there is one, after an update in which atoms were `replaced` [H] bool."""
+        if not self.replace:
+            return {}
         return {LEVEL: replacement.next_level(stats.errors, self.atoms), REPLACED: replaced.sum().double()}
 
     # -- the rest of the contract ----------------------------------------------------------------------------------
@@ -172,13 +187,13 @@ class Factorization(Model):
         """Rows, scores and codes of a batch; the statistics of a batch, their sum and their message; parameters."""
         item = self.torch_dtype.itemsize
         per_row = dim * (3 * item + 24) + 3 * self.atoms * item + self.width * (3 * item + 32)
-        own = self.statistics_numbers(dim) + replacement.slots(self.atoms) * (dim + 2)
+        own = self.statistics_numbers(dim) + (replacement.slots(self.atoms) * (dim + 2) if self.replace else 0)
         fixed = 8 * (6 * own + 4 * self.atoms**2 + 6 * self.atoms * dim)
         return rows * per_row + fixed
 
-    @abstractmethod
     def statistics_numbers(self, dim: int) -> int:
-        """How many numbers this model's own sums hold."""
+        """How many numbers this model's own sums hold: A and B."""
+        return self.atoms * (self.atoms + dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +203,7 @@ class Coded(Factorization):
     coder: Literal["omp", "lasso", "threshold"] = "omp"
     """How codes are found."""
     nonzeros: int = 5
-    """Most entries of a code (omp, threshold); at most D of them can be independent."""
+    """Most entries of a code (omp, threshold); omp finds at most D, which is what can be independent."""
     penalty: float = 0.1
     """Weight of ‖a‖₁ (lasso), in the units of the data."""
     nonnegative: bool = False
@@ -202,8 +217,8 @@ class Coded(Factorization):
             raise ModelError(f"coder={self.coder!r}: choose omp, lasso or threshold")
         if not 1 <= self.nonzeros <= self.atoms:
             raise ModelError(f"nonzeros={self.nonzeros} of atoms={self.atoms}: choose from 1 to {self.atoms}")
-        if not self.penalty >= 0 or (self.coder == "lasso" and self.penalty == 0):
-            raise ModelError(f"penalty={self.penalty} must be above 0: without it lasso codes are not sparse")
+        if not 0 <= self.penalty < float("inf") or (self.coder == "lasso" and self.penalty == 0):
+            raise ModelError(f"penalty={self.penalty} must be above 0, for sparse lasso codes, and finite")
         if self.nonnegative and self.coder != "lasso":
             raise ModelError(f"nonnegative codes need coder lasso, not {self.coder!r}")
         if not 0 < self.tolerance < 1:
@@ -213,7 +228,7 @@ class Coded(Factorization):
         """By the coder."""
         atoms = atoms.to(x.dtype)
         if self.coder == "threshold":
-            return threshold(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
+            return threshold(x, atoms.T, nonzeros=self.nonzeros).codes
         if self.coder == "lasso":
             return lasso(x, atoms.T, self.penalty, nonnegative=self.nonnegative, tolerance=self.tolerance).codes
         return batch_omp(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
@@ -236,13 +251,4 @@ class Coded(Factorization):
 
 def extended(kind: type[CodingSums], common: CodingSums, *more: Tensor) -> CodingSums:
     """`kind` with the fields of `common` and its own."""
-    return kind(
-        common.counts,
-        common.energy,
-        common.error,
-        common.magnitude,
-        common.rows,
-        common.errors,
-        common.candidates,
-        *more,
-    )
+    return kind(*(getattr(common, f.name) for f in fields(CodingSums)), *more)

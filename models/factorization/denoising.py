@@ -22,7 +22,7 @@ def denoise(picture: Tensor, atoms: Tensor, sigma: float, *, gain: float = GAIN,
     """The picture without its noise.
 
     Args:
-        picture: [h, w] with white noise.
+        picture: [h, w], float32 or float64, with white noise.
         atoms: [H, p²], the patches' pixels row by row; the constant patch need not be among them.
         sigma: Standard deviation of the noise, in the units of the picture.
         gain: Of the error allowed per pixel, in units of σ.
@@ -33,8 +33,13 @@ def denoise(picture: Tensor, atoms: Tensor, sigma: float, *, gain: float = GAIN,
         [h, w].
 
     Raises:
-        ModelError: atoms that are no square patches, a picture smaller than they are, σ not above 0.
+        ModelError: a picture in colour or of whole numbers, or smaller than a patch; atoms that are no square patches;
+            σ not above 0.
     """
+    if picture.ndim != 2 or not picture.is_floating_point():
+        raise ModelError(f"a picture {tuple(picture.shape)} of {picture.dtype}: give grey values [h, w] as floats")
+    if atoms.ndim != 2:
+        raise ModelError(f"atoms {tuple(atoms.shape)} must be a matrix, one patch per row")
     side = round(atoms.shape[1] ** 0.5)
     if side * side != atoms.shape[1]:
         raise ModelError(f"atoms of {atoms.shape[1]} pixels are no square patches")
@@ -61,5 +66,6 @@ def psnr(picture: Tensor, truth: Tensor, peak: float = 255.0) -> float:
 
 def _coded(rows: Tensor, dictionary: Tensor, allowed: float) -> Tensor:
     mean = rows.mean(1, keepdim=True)
-    found = batch_omp(rows - mean, dictionary, nonzeros=dictionary.shape[0] // 2, error=allowed)
+    most = max(1, min(dictionary.shape[0] // 2, dictionary.shape[1]))
+    found = batch_omp(rows - mean, dictionary, nonzeros=most, error=allowed)
     return reconstruct(dictionary, found.codes) + mean

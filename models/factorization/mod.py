@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..base import Batch, Params, Stats
+from ..base import Params, Stats
 from ..schedule import Schedule, Stage
-from .coding import ATOMS, Coded, extended
+from .coding import ATOMS, Coded
 from .steps import least_squares, normalised
-from .sums import CodingSums, MomentSums, cross_of, moments_of
+from .sums import MomentSums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +18,6 @@ class MOD(Coded):
     def schedule(self) -> Schedule:
         """Forty passes."""
         return Schedule(passes=40, update_every="pass", batch_rows=4096)
-
-    def statistics(self, params: Params, batch: Batch, stage: Stage) -> CodingSums:
-        """A, B and the common sums, under the rows' codes."""
-        codes, residual = self.coded(params, batch)
-        common = self.common_sums(params, batch, codes, residual, stage)
-        return extended(MomentSums, common, moments_of(codes, self.atoms), cross_of(codes, batch.x, self.atoms))
 
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
         """The least-squares dictionary, normalised, dead and coherent atoms replaced."""
@@ -36,7 +30,3 @@ class MOD(Coded):
             fitted.where(good[:, None], atoms), stats.counts, stats.moments.diagonal(), stats, stage
         )
         return {**params, ATOMS: atoms.to(self.torch_dtype), **self.search_state(stats, replaced)}
-
-    def statistics_numbers(self, dim: int) -> int:
-        """A and B."""
-        return self.atoms * (self.atoms + dim)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import Batch, Codes, Params, Probe, Stats
+from ..base import Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
-from .coding import ATOMS, Factorization, extended
-from .nonnegative import as_codes, nonnegative_codes
+from .coding import ATOMS
+from .nonnegative import NonnegativeCodes
 from .steps import coordinate_sweep, normalised
-from .sums import CodingSums, MomentSums, cross_of, moments_of
+from .sums import MomentSums
 
 
 @dataclass(frozen=True, kw_only=True)
-class NMF(Factorization):
+class NMF(NonnegativeCodes):
     """Non-negative matrix factorisation: atoms and codes are not negative. Negative data count as error."""
 
     penalty: float = 0.0
@@ -28,8 +28,8 @@ class NMF(Factorization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.penalty >= 0:
-            raise ModelError(f"penalty={self.penalty} must be 0 or more")
+        if not 0 <= self.penalty < float("inf"):
+            raise ModelError(f"penalty={self.penalty} must be 0 or more, and finite")
         if self.sweeps < 1:
             raise ModelError(f"sweeps={self.sweeps}: at least one is needed")
 
@@ -61,16 +61,6 @@ class NMF(Factorization):
             raise ModelError(f"{name} has negative entries; nmf has none, snmf takes any")
         return super().adopt(name, given, own)
 
-    def codes(self, atoms: Tensor, x: Tensor) -> Codes:
-        """Non-negative least squares."""
-        return as_codes(nonnegative_codes(x, atoms, penalty=self.penalty).to(x.dtype))
-
-    def statistics(self, params: Params, batch: Batch, stage: Stage) -> CodingSums:
-        """A, B and the common sums, under the rows' codes."""
-        codes, residual = self.coded(params, batch)
-        common = self.common_sums(params, batch, codes, residual, stage)
-        return extended(MomentSums, common, moments_of(codes, self.atoms), cross_of(codes, batch.x, self.atoms))
-
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
         """Sweeps over the atoms, each at its non-negative optimum; dead and coherent ones are replaced."""
         assert isinstance(stats, MomentSums)
@@ -81,11 +71,3 @@ class NMF(Factorization):
         )
         atoms, replaced = self.renewed(atoms, stats.counts, stats.moments.diagonal(), stats, stage)
         return {**params, ATOMS: normalised(atoms)[0].to(self.torch_dtype), **self.search_state(stats, replaced)}
-
-    def statistics_numbers(self, dim: int) -> int:
-        """A and B."""
-        return self.atoms * (self.atoms + dim)
-
-    def flops(self, dim: int) -> float:
-        """Scores, some thirty sweeps over the coordinates, and the sums."""
-        return 4.0 * dim * self.atoms + 62.0 * self.atoms**2

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..base import Codes
 from ..kernels import nnls
+from .coding import Factorization
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonnegativeCodes(Factorization):
+    """Base of the models whose codes are non-negative least squares."""
+
+    def codes(self, atoms: Tensor, x: Tensor) -> Codes:
+        """Non-negative least squares, at the price of the model."""
+        return as_codes(nonnegative_codes(x, atoms, penalty=self.price).to(x.dtype))
+
+    def flops(self, dim: int) -> float:
+        """Scores, some thirty sweeps over the coordinates, and the sums."""
+        return 4.0 * dim * self.atoms + 62.0 * self.atoms**2
 
 
 def nonnegative_codes(

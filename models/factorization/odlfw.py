@@ -26,8 +26,9 @@ from torch import Tensor
 from ..base import TRAINING, Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..pursuit import threshold
+from ..pursuit.problem import energies
 from ..schedule import Schedule, Stage
-from .steps import polar
+from .steps import normalised, polar
 
 ITERATE, SECOND = "iterate", "second_moment"
 GRADIENT, SEEN = f"{TRAINING}gradient", f"{TRAINING}rows"
@@ -67,9 +68,9 @@ class ODLFW(Model):
     p: Literal[3, 4] = 3
     """Norm that is maximised; 3 is the more accurate."""
     steps: Literal["early", "late", "convex"] = "early"
-    """Schedules of γ and ρ: `early` γ = 2/(t+2)^¾, ρ = 4/(t+8)^½; `late` t^-¾, t^-½, slower at first, twice as
-    accurate after thousands of steps; `convex` 1/(t+1), 4/(t+8)^⅔. The job's schedule can set `gamma` and `rho`
-    instead: constant ones follow a dictionary that drifts."""
+    """Schedules of γ and ρ: `early` γ = 2/(t+2)^¾, ρ = 4/(t+8)^½; `late` t^-¾, t^-½, half of the
+    error; `convex` 1/(t+1), 4/(t+8)^⅔, a quarter of it. The job's schedule can set `gamma` and `rho` instead: constant
+    ones follow a dictionary that drifts."""
     nonzeros: int = 5
     """Entries of a code."""
     whiten: bool = False
@@ -111,11 +112,10 @@ class ODLFW(Model):
 
     def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
         """A given iterate's singular values are cut to at most 1: inside the ball in which the steps move."""
-        if given.shape != own.shape:
-            raise ModelError(f"{name} has shape {tuple(given.shape)}, but this model needs {tuple(own.shape)}")
+        taken = super().adopt(name, given, own)
         if name != ITERATE:
-            return given.to(own.dtype, copy=True)
-        left, values, right = torch.linalg.svd(given.to(own.dtype))
+            return taken
+        left, values, right = torch.linalg.svd(taken)
         return left * values.clamp(max=1) @ right
 
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> PowerSums:
@@ -183,7 +183,7 @@ class ODLFW(Model):
         if self.whiten:
             values, vectors = torch.linalg.eigh(params[SECOND])
             atoms = atoms @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-            atoms = atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True).clamp(min=1e-300)
+            atoms, _ = normalised(atoms)
         return atoms.T
 
     def memory(self, rows: int, dim: int) -> int:
@@ -201,6 +201,8 @@ class ODLFW(Model):
         return stage.get("gamma", gamma), stage.get("rho", rho)
 
     def _whitened(self, params: Params, x: Tensor) -> Tensor:
+        """y: the rows, whitened where that is asked for. Raises ModelError: rows that are not finite."""
+        energies(x)
         if not self.whiten:
             return x
         values, vectors = torch.linalg.eigh(params[SECOND])

@@ -17,13 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import TRAINING, Batch, Params, Probe, Stats
+from ..base import TRAINING, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
-from .coding import ATOMS, Coded, extended
-from .replacement import LEVEL, REPLACED, next_level
+from .coding import ATOMS, Coded
 from .steps import coordinate_sweep
-from .sums import CodingSums, MomentSums, cross_of, moments_of
+from .sums import MomentSums
 
 MOMENTS, CROSS = f"{TRAINING}moments", f"{TRAINING}cross"
 OLD_MOMENTS, OLD_CROSS = f"{TRAINING}moments_before", f"{TRAINING}cross_before"
@@ -41,7 +40,7 @@ class Online(Coded):
     forgetting: Literal["power", "batch", "constant"] = "power"
     """How running sums age; see above."""
     rate: float = 5.0
-    """ρ of `power`, β of `constant`. On patches of photographs ρ = 5 needs a quarter of the batches of `batch`."""
+    """ρ of `power`, β of `constant`. On patches of photographs ρ = 5 needs less than half of the batches of `batch`."""
     recent: bool = True
     """Drop sums that are older than the previous pass."""
     constraint: Literal["unit", "ball"] = "unit"
@@ -90,12 +89,6 @@ class Online(Coded):
             WINDOW: zeros(()),
         }
 
-    def statistics(self, params: Params, batch: Batch, stage: Stage) -> CodingSums:
-        """A, B and the common sums, under the rows' codes."""
-        codes, residual = self.coded(params, batch)
-        common = self.common_sums(params, batch, codes, residual, stage)
-        return extended(MomentSums, common, moments_of(codes, self.atoms), cross_of(codes, batch.x, self.atoms))
-
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
         """Age the running sums, add the batch's, sweep; replace atoms once enough rows have gone by to judge them."""
         assert isinstance(stats, MomentSums)
@@ -114,13 +107,14 @@ class Online(Coded):
             nonnegative=self.positive_atoms,
             sweeps=self.sweeps,
         )
-        new |= {USES: new[USES] + stats.counts, WINDOW: new[WINDOW] + rows, LEVEL: next_level(stats.errors, self.atoms)}
+        new |= {USES: new[USES] + stats.counts, WINDOW: new[WINDOW] + rows}
+        replaced = torch.zeros_like(stats.counts, dtype=torch.bool)
         entries = float(new[USES].sum()) / float(new[WINDOW])
         enough = FAIR_USES * self.atoms / max(entries, 1e-3)
         if float(new[WINDOW]) >= min(enough, max(stage.rows, rows)):
             atoms, replaced = self.renewed(atoms, new[USES], moments.diagonal(), stats, stage)
             new |= self._without(new, replaced)
-        return {**new, ATOMS: atoms.to(self.torch_dtype)}
+        return {**new, ATOMS: atoms.to(self.torch_dtype), **self.search_state(stats, replaced)}
 
     def _aged(self, params: Params, stats: MomentSums, rows: float, stage: Stage) -> Params:
         """`params` with the running sums aged and the batch's mean added; a new pass starts new sums."""
@@ -155,7 +149,7 @@ class Online(Coded):
         for name in (CROSS, OLD_CROSS):
             if name in params:
                 out[name] = params[name] * keep[:, None]
-        return {**out, REPLACED: replaced.sum().double()}
+        return out
 
     def statistics_numbers(self, dim: int) -> int:
         """A and B; the running ones stand among the parameters, which hold as much again, twice."""

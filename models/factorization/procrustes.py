@@ -23,6 +23,13 @@ class Procrustes(Coded):
 
     coder: Literal["omp", "lasso", "threshold"] = "threshold"
     """`threshold` is exact for orthonormal atoms."""
+    replace: bool = False
+    """Never: none can be coherent, and the polar factor turns unused ones into what the others leave."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replace:
+            raise ModelError("replace=True: orthonormal atoms are not replaced; leave it at false")
 
     def schedule(self) -> Schedule:
         """Forty passes."""
@@ -34,7 +41,11 @@ class Procrustes(Coded):
         Raises:
             ModelError: more atoms than dimensions.
         """
-        check_orthonormal_size(self.atoms, probe.dim)
+        if self.atoms > probe.dim:
+            raise ModelError(
+                f"atoms={self.atoms}: there are at most {probe.dim} orthonormal atoms for rows of {probe.dim} "
+                "dimensions"
+            )
         drawn = torch.randn(self.atoms, probe.dim, generator=generator, dtype=torch.float64)
         return polar(drawn.to(probe.mean.device))
 
@@ -50,8 +61,7 @@ class Procrustes(Coded):
         return extended(MomentSums, common, common.counts.new_zeros(0), cross_of(codes, batch.x, self.atoms))
 
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
-        """The orthonormal dictionary of least squared error: the polar factor of B. It replaces no atoms: none can be
-        coherent, and the polar factor turns unused ones into what the others leave."""
+        """The orthonormal dictionary of least squared error: the polar factor of B."""
         assert isinstance(stats, MomentSums)
         if not bool(stats.cross.any()):
             return params
@@ -62,13 +72,3 @@ class Procrustes(Coded):
     def statistics_numbers(self, dim: int) -> int:
         """B."""
         return self.atoms * dim
-
-
-def check_orthonormal_size(atoms: int, dim: int) -> None:
-    """Refuse more orthonormal atoms than dimensions.
-
-    Raises:
-        ModelError: naming both.
-    """
-    if atoms > dim:
-        raise ModelError(f"atoms={atoms}: there are at most {dim} orthonormal atoms for rows of {dim} dimensions")

@@ -29,7 +29,7 @@ def ksvd_sweep(x: Tensor, atoms: Tensor, codes: Codes, *, power: int | None = 1)
     Returns:
         Atoms [H, D] of norm 1 and codes.
     """
-    atoms, values = atoms.clone(), codes.values.clone()
+    atoms, values = atoms.clone(), codes.values.clone(memory_format=torch.contiguous_format)
     flat = values.view(-1)
     residual = x - decode(codes, atoms)
     for j, entries in enumerate(_entries_by_atom(codes, len(atoms))):

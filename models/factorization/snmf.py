@@ -26,21 +26,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import TRAINING, Batch, Codes, Params, Probe, Stats
+from ..base import TRAINING, Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
-from .coding import ATOMS, Factorization, extended
-from .nonnegative import as_codes, nonnegative_codes
+from .coding import ATOMS
+from .nonnegative import NonnegativeCodes, nonnegative_codes
 from .start import distinct_rows
 from .steps import least_squares, normalised
-from .sums import CodingSums, MomentSums, cross_of, moments_of
+from .sums import CodingSums, MomentSums
 
-CURRENT, BEST = f"{TRAINING}current", f"{TRAINING}best"
+CURRENT, BEST, POWER = f"{TRAINING}current", f"{TRAINING}best", f"{TRAINING}power"
 HIERARCHY = -2 % 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
-class SNMF(Factorization):
+class SNMF(NonnegativeCodes):
     """Semi-NMF: features of either sign, of which only the largest entries stay; codes are not negative."""
 
     share: float = 1.0
@@ -85,7 +85,8 @@ class SNMF(Factorization):
         return _centres(probe.sample, rows) if self.start == "kmeans" else rows
 
     def init(self, probe: Probe, generator: torch.Generator) -> Params:
-        """Features, twice (the best so far and the current ones), and the levels, empty until the last update."""
+        """Features, twice (the best so far and the current ones), how much the best are used (Σ a∘a [H]), and the
+        levels, empty until the last update."""
         params = super().init(probe, generator)
         below = self.atoms
         for level, size in enumerate(self.levels, start=1):
@@ -93,20 +94,13 @@ class SNMF(Factorization):
                 params[f"level{level}/{name}"] = torch.zeros(shape, dtype=self.torch_dtype, device=probe.mean.device)
             below = size
         best = torch.tensor(torch.finfo(torch.float64).max, dtype=torch.float64, device=probe.mean.device)
-        return {**params, CURRENT: params[ATOMS].clone(), BEST: best}
+        return {**params, CURRENT: params[ATOMS].clone(), BEST: best, POWER: best.new_zeros(self.atoms)}
 
     # -- codes and statistics --------------------------------------------------------------------------------------
 
-    def codes(self, atoms: Tensor, x: Tensor) -> Codes:
-        """Non-negative least squares."""
-        return as_codes(nonnegative_codes(x, atoms).to(x.dtype))
-
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> CodingSums:
         """A, B and the common sums, under the rows' codes for the current features."""
-        current = {**params, ATOMS: self._current(params)}
-        codes, residual = self.coded(current, batch)
-        common = self.common_sums(params, batch, codes, residual, stage)
-        return extended(MomentSums, common, moments_of(codes, self.atoms), cross_of(codes, batch.x, self.atoms))
+        return super().statistics({**params, ATOMS: self._current(params)}, batch, stage)
 
     def _current(self, params: Params) -> Tensor:
         # Before the first update a given start is only among the published features.
@@ -123,8 +117,9 @@ class SNMF(Factorization):
         better = stats.error < params[BEST]
         new = {
             **params,
-            ATOMS: current if bool(better) else params[ATOMS],
+            ATOMS: torch.where(better, current, params[ATOMS]),
             BEST: torch.minimum(stats.error, params[BEST]),
+            POWER: torch.where(better, stats.moments.diagonal(), params[POWER]),
         }
         wide = current.double()
         fitted, good = normalised(self._winners(least_squares(wide, stats.moments, stats.cross)))
@@ -133,8 +128,7 @@ class SNMF(Factorization):
         )
         new |= {CURRENT: fitted.to(self.torch_dtype), **self.search_state(stats, replaced)}
         if self.levels and stage.step + 1 >= stage.steps:
-            scale = stats.moments.diagonal().sqrt()[:, None]
-            new |= self._hierarchy(new[ATOMS].double() * scale, stage)
+            new |= self._hierarchy(new[ATOMS].double() * new[POWER].sqrt()[:, None], stage)
         return new
 
     def _winners(self, features: Tensor) -> Tensor:
@@ -163,14 +157,6 @@ class SNMF(Factorization):
         least = torch.minimum(params[BEST], stats.error)
         return {**found, "best_error": float((least / stats.energy.clamp(min=1e-300)).sqrt())}
 
-    def statistics_numbers(self, dim: int) -> int:
-        """A and B."""
-        return self.atoms * (self.atoms + dim)
-
-    def flops(self, dim: int) -> float:
-        """Scores, some thirty sweeps over the coordinates, and the sums."""
-        return 4.0 * dim * self.atoms + 62.0 * self.atoms**2
-
 
 def factorise(
     rows: Tensor, size: int, generator: torch.Generator, *, share: float = 1.0, passes: int = 100
@@ -182,22 +168,6 @@ def factorise(
         stage = Stage(step=step, steps=passes, rows=len(rows))
         params = model.update(params, model.statistics(params, Batch(rows), stage), stage)
     return params[ATOMS], nonnegative_codes(rows, params[ATOMS])
-
-
-def children(weights: Tensor, *, share: float = 0.15, most: int = 4) -> list[list[int]]:
-    """For every feature of a level the features below that it stands for, heaviest first.
-
-    Args:
-        weights: [H below, H] >= 0.
-        share: Of the heaviest one's weight; what has less is no child.
-        most: Children per feature.
-    """
-    out: list[list[int]] = []
-    for column in weights.T:
-        values, order = column.sort(descending=True, stable=True)
-        enough = (values > 0) & (values >= share * values[:1])
-        out.append(order[enough][:most].tolist())
-    return out
 
 
 def _centres(sample: Tensor, start: Tensor, iterations: int = 15) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .steps import SMALLEST_NORM, normalised
+from ..pursuit.problem import SMALLEST_NORM
+from .steps import normalised
 
 FAINT = 0.05
 ALIKE = 0.95

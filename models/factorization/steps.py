@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.sums import Length, sweep_block
+from ..pursuit.problem import SMALLEST_NORM
 from ..truncated.expectation import solve
 
 BLOCK = 32
-SMALLEST_NORM = 1e-12
 
 
 def normalised(atoms: Tensor) -> tuple[Tensor, Tensor]:

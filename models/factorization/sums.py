@@ -33,9 +33,9 @@ class CodingSums(Stats):
     rows: Tensor
     """Rows."""
     errors: Tensor
-    """[BINS] histogram of the rows' relative errors (see `replacement.py`)."""
+    """[BINS] histogram of the rows' relative errors (see `replacement.py`); empty where no atoms are replaced."""
     candidates: Tensor
-    """[S, D+2] badly represented rows in slots, their relative errors and their counts."""
+    """[S, D+2] badly represented rows in slots, their relative errors and their counts; empty likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,3 @@ def power_of(codes: Codes, atoms: int) -> Tensor:
     """h = Σ a∘a, [H] float64."""
     out = torch.zeros(atoms, dtype=torch.float64, device=codes.values.device)
     return out.index_add_(0, codes.indices.clamp(min=0).flatten().long(), codes.values.double().square().flatten())
-
-
-def squared_error(atoms: Tensor, moments: Tensor, cross: Tensor, energy: Tensor) -> float:
-    """Σ ‖x - Dᵀ a‖² of the dictionary `atoms` [H, D] under the codes behind the sums: no pass over the data."""
-    wide = atoms.double()
-    return float(energy - 2 * (wide * cross).sum() + ((moments @ wide) * wide).sum())

@@ -34,7 +34,10 @@ class Coder(ABC):
 
     @abstractmethod
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
-        """Codes of x [n, D] under atoms [D, H]; `gram` is their Gram matrix if it is at hand."""
+        """Codes of x [n, D] under atoms [D, H]; `gram` is their Gram matrix if it is at hand.
+
+        It is taken as it is: as `gram_matrix` forms it, once for many calls.
+        """
 
     def __call__(self, x: Tensor, atoms: Tensor, gram: Tensor | None = None) -> Pursued:
         """As `code`, always `width` columns."""
@@ -92,7 +95,9 @@ class OMP(Stopped):
 
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `batch_omp`."""
-        return batch_omp(x, atoms, nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, select=self.select)
+        return batch_omp(
+            *(x, atoms), nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, trust_gram=True, select=self.select
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,14 @@ class Staged(Stopped):
 
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `staged`."""
-        return staged(x, atoms, self.rule, nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, **self.extra())
+        return staged(
+            *(x, atoms, self.rule),
+            nonzeros=self.nonzeros,
+            error=self.allowed(x),
+            gram=gram,
+            trust_gram=True,
+            **self.extra(),
+        )
 
     def extra(self) -> dict[str, Any]:
         """Further options of `staged`."""
@@ -188,6 +200,13 @@ class IHT(Greedy):
     tolerance: float = 1e-6
     """Done where an iteration lowers ‖r‖² by less than this share of ‖x‖²."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations < 1:
+            raise ModelError(f"iterations={self.iterations}: at least one is needed")
+        if not self.tolerance > 0:
+            raise ModelError(f"tolerance={self.tolerance}: must be positive")
+
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `iht`."""
         del gram
@@ -211,7 +230,7 @@ class Lasso(Coder):
     tolerance: float = 1e-4
     """Largest duality gap, as a share of ½‖x‖²."""
     solver: Solver = "auto"
-    """homotopy, descent, fista, or auto: homotopy on CPUs, fista on GPUs."""
+    """homotopy, descent, fista, or auto: homotopy; without the compiled kernels, and on GPUs, always fista."""
 
     def __post_init__(self) -> None:
         if not 0 < self.penalty < float("inf"):
@@ -241,6 +260,7 @@ class Lasso(Coder):
             nonzeros=self.width(*atoms.shape),
             solver=self.solver,
             gram=gram,
+            trust_gram=True,
         )
 
 
@@ -277,6 +297,11 @@ class Threshold(Greedy):
         if not 0 <= self.penalty < float("inf"):
             raise ModelError(f"penalty={self.penalty}: must be finite and not negative")
 
+    def width(self, dim: int, atoms: int) -> int:
+        """k, or all atoms: they need not be independent."""
+        del dim
+        return min(self.nonzeros, atoms)
+
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `threshold`."""
         del gram
@@ -306,7 +331,7 @@ def load_coder_class(name: str) -> type[Coder]:
     """
     if name not in CODERS:
         near = difflib.get_close_matches(name, CODERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ModelError(f"unknown coder {name!r}{hint} Choose one of {', '.join(CODERS)}")
     return CODERS[name]
 

@@ -65,18 +65,26 @@ def iht(
     # The largest eigenvalue of the smaller of the two Gram matrices.
     small = directions @ directions.mT if atoms.shape[0] < atoms.shape[1] else directions.mT @ directions
     safe = 1 / max(largest_eigenvalue(small), 1e-30)
+    energy = energies(x)
     parts: list[Pursued] = []
     for rows in blocks(
         len(x), (6 * atoms.shape[1] + 8 * atoms.shape[0] + k * (atoms.shape[0] + k)) * x.itemsize, budget
     ):
-        parts.append(_run(x[rows], directions, k, step, safe, iterations, tolerance, scale))
+        parts.append(_run(x[rows], energy[rows], directions, k, step, safe, iterations, tolerance, scale))
     return joined(parts, k, x)
 
 
 def _run(
-    x: Tensor, atoms: Tensor, k: int, step: Step, safe: float, iterations: int, tolerance: float, scale: Tensor
+    x: Tensor,
+    energy: Tensor,
+    atoms: Tensor,
+    k: int,
+    step: Step,
+    safe: float,
+    iterations: int,
+    tolerance: float,
+    scale: Tensor,
 ) -> Pursued:
-    energy = energies(x)
     a = torch.zeros(len(x), atoms.shape[1], dtype=x.dtype, device=x.device)
     fit, left, before = torch.zeros_like(x), energy, a
     done = energy == 0

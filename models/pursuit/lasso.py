@@ -50,6 +50,7 @@ def lasso(
     solver: Solver = "auto",
     iterations: int = 2000,
     gram: Tensor | None = None,
+    trust_gram: bool = False,
     warm: Codes | None = None,
     budget: int = BUDGET,
 ) -> Pursued:
@@ -68,10 +69,13 @@ def lasso(
         nonzeros: columns of the codes; of a code with more entries the largest are kept, and its status is FULL. By
             default as many columns as the fullest code needs. `error` is that before the cut.
         solver: "homotopy" (exact path of the solution, for few non-zeros), "descent" (coordinate descent), "fista"
-            (whole blocks in torch, any device); "auto" takes the first or second on CPUs and the last on GPUs.
+            (whole blocks in torch, any device); "auto" takes the first or second. Those two are compiled for CPUs: on
+            a GPU, and where the kernels were not built, fista runs whichever is named.
         iterations: of fista; sweeps of descent.
         gram: atomsᵀ atoms [H, H], where it is at hand.
-        warm: codes to start from (fista and descent).
+        trust_gram: leave out the look for NaN and infinite values in `gram`.
+        warm: codes to start from (fista and descent): int32 indices [n, m], -1 where unused, no atom twice in one code,
+            and finite values [n, m].
         budget: bytes of scratch memory besides the Gram matrix.
 
     Returns:
@@ -80,7 +84,7 @@ def lasso(
     Raises:
         ModelError: shapes, types or options that do not fit, or values that are not finite.
     """
-    check_problem(x, real(atoms), gram)
+    check_problem(x, real(atoms), gram, trust_gram=trust_gram)
     lam = check_penalty(penalty, atoms)
     if not bool((lam > 0).all()):
         raise ModelError("penalty must be positive for every atom; without one the solution is not sparse")
@@ -88,6 +92,8 @@ def lasso(
         raise ModelError(f"ridge={ridge}: must be finite and not negative")
     if not tolerance > 0:
         raise ModelError(f"tolerance={tolerance}: must be positive")
+    if iterations < 1:
+        raise ModelError(f"iterations={iterations}: at least one is needed")
     if nonzeros is not None and nonzeros < 1:
         raise ModelError(f"nonzeros={nonzeros}: a code needs at least one")
     if solver not in SOLVERS:
@@ -142,13 +148,27 @@ def path_length(atoms: Tensor, ridge: float, *, whole: bool) -> int:
 
 def check_warm(warm: Codes | None, x: Tensor, atoms: Tensor) -> None:
     """Raises ModelError: codes to start from that are not of these signals and atoms."""
-    if warm is None or warm.indices.numel() == 0:
+    if warm is None:
         return
-    if warm.indices.shape[0] != len(x) or int(warm.indices.max()) >= atoms.shape[1]:
+    at, values = warm.indices, warm.values
+    if at.dtype != torch.int32 or not values.is_floating_point():
+        raise ModelError(f"warm holds indices of {at.dtype} and values of {values.dtype}; give int32 and real numbers")
+    if at.ndim != 2 or len(at) != len(x) or values.shape != at.shape:
         raise ModelError(
-            f"warm holds {warm.indices.shape[0]} codes of up to {int(warm.indices.max()) + 1} atoms, but there are "
-            f"{len(x)} signals and {atoms.shape[1]} atoms"
+            f"warm holds indices {tuple(at.shape)} and values {tuple(values.shape)}; give both as [{len(x)}, m], one "
+            "row for each signal"
         )
+    if at.device != x.device or values.device != x.device:
+        raise ModelError(f"warm lies on {at.device} and {values.device}, but the signals on {x.device}")
+    if bool((at >= atoms.shape[1]).any()):
+        raise ModelError(f"warm holds atom {int(at.max())}, but there are {atoms.shape[1]} atoms, counted from 0")
+    if not bool(values.isfinite().all()):
+        raise ModelError("warm holds NaN or infinite values")
+    ordered = at.sort(dim=1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if bool(twice.any()):
+        row = int(twice.any(1).nonzero()[0])
+        raise ModelError(f"warm holds an atom twice in the code of signal {row}; each may stand there once")
 
 
 def _entries(warm: Codes | None, rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:

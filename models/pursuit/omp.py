@@ -31,6 +31,7 @@ def batch_omp(
     nonzeros: int | None = None,
     error: Tensor | float | None = None,
     gram: Tensor | None = None,
+    trust_gram: bool = False,
     select: Literal["omp", "ols"] = "omp",
     budget: int = BUDGET,
 ) -> Pursued:
@@ -46,6 +47,7 @@ def batch_omp(
             which needs `error`.
         error: stop where ‖x - D a‖² is at most this: a number, or [n]. The stop never leaves more than that.
         gram: atomsᴴ atoms [H, H] of the atoms as given, where it is at hand.
+        trust_gram: leave out the look for NaN and infinite values in `gram`.
         select: "omp", or "ols": the atom that lowers the error most (order-recursive matching pursuit).
         budget: bytes of scratch memory; no Gram matrix is formed that does not fit.
 
@@ -55,7 +57,7 @@ def batch_omp(
     Raises:
         ModelError: shapes, types or options that do not fit, or values that are not finite.
     """
-    check_problem(x, atoms, gram)
+    check_problem(x, atoms, gram, trust_gram=trust_gram)
     steps = check_steps(nonzeros, atoms, error)
     if select not in ("omp", "ols"):
         raise ModelError(f"select={select!r}: choose omp or ols")
@@ -66,7 +68,7 @@ def batch_omp(
         gram = gram_matrix(directions)
     found = _pursue(x, directions, energy, steps, allowed, gram, select == "ols", budget)
     if error is not None and x.dtype == torch.float32:
-        found = _again_in_double(found, x, directions, energy, steps, allowed, gram, select == "ols", budget)
+        found = _again_in_double(found, x, directions, energy, steps, allowed, select == "ols", budget)
     if bool((scale != 1).any()):
         values = found.codes.values * scale[found.codes.indices.clamp(min=0).long()]
         found = Pursued(Codes(found.codes.indices, values), found.status, found.error)
@@ -156,7 +158,6 @@ def _again_in_double(
     energy: Tensor,
     steps: int,
     allowed: Tensor,
-    gram: Tensor | None,
     ols: bool,
     budget: int,
 ) -> Pursued:
@@ -171,7 +172,7 @@ def _again_in_double(
         energies(x[doubtful].double()),
         steps,
         allowed[doubtful].double(),
-        None if gram is None else gram_matrix(wide),
+        gram_matrix(wide) if worth_a_gram(len(doubtful), wide, steps, budget) else None,
         ols,
         budget,
     )

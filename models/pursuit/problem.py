@@ -22,7 +22,8 @@ CACHE_BYTES = 2**20
 SMALLEST_BLOCK = 512
 """Rows below which a block's matrix product is slow."""
 SMALLEST_NORM = 1e-12
-"""Atoms shorter than this are never chosen."""
+"""Atoms shorter than this are never chosen, and not normalised."""
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Status(IntEnum):
@@ -37,7 +38,7 @@ class Status(IntEnum):
     DEPENDENT = 3
     """The next atom depends linearly on those chosen before; the code is what was found until then."""
     ZERO = 4
-    """The signal is zero, and so is its code."""
+    """The signal is zero, or too small for its square, and so its code is empty."""
     UNFINISHED = 5
     """The iterations ran out; the code is the best known."""
 
@@ -59,8 +60,11 @@ class Pursued:
         return (self.codes.indices >= 0).sum(1)
 
 
-def check_problem(x: Tensor, atoms: Tensor, gram: Tensor | None = None) -> None:
-    """Raises ModelError: shapes or dtypes that do not fit, or atoms that are not finite."""
+def check_problem(x: Tensor, atoms: Tensor, gram: Tensor | None = None, *, trust_gram: bool = False) -> None:
+    """Raises ModelError: shapes or dtypes that do not fit; atoms, or a Gram matrix, that are not finite or too large.
+
+    `trust_gram` leaves out the look at all H² entries: for those who formed the matrix from atoms checked here.
+    """
     if x.ndim != 2 or atoms.ndim != 2:
         raise ModelError(f"signals {tuple(x.shape)} and atoms {tuple(atoms.shape)} must be matrices [n, D] and [D, H]")
     if x.shape[1] != atoms.shape[0]:
@@ -69,14 +73,20 @@ def check_problem(x: Tensor, atoms: Tensor, gram: Tensor | None = None) -> None:
         )
     if 0 in atoms.shape:
         raise ModelError(f"atoms {tuple(atoms.shape)}: a dictionary needs at least one atom and one dimension")
-    if x.dtype != atoms.dtype or not (x.is_floating_point() or x.is_complex()):
-        raise ModelError(f"signals are {x.dtype} and atoms {atoms.dtype}; both must be one floating-point type")
+    if x.dtype != atoms.dtype or x.dtype not in DTYPES:
+        raise ModelError(
+            f"signals are {x.dtype} and atoms {atoms.dtype}; both must be one floating-point type: float32, float64, "
+            "complex64 or complex128"
+        )
     if gram is not None and (gram.shape != (atoms.shape[1],) * 2 or gram.dtype != atoms.dtype):
         raise ModelError(
             f"gram is {gram.dtype} {tuple(gram.shape)}, but {atoms.shape[1]} atoms of {atoms.dtype} have another"
         )
-    if not bool(atoms.isfinite().all()):
-        raise ModelError("atoms hold NaN or infinite values")
+    # Where the squares are finite, so are all products of atoms with each other and with the signals.
+    if not bool(torch.linalg.vector_norm(atoms, dim=0).square().isfinite().all()):
+        raise ModelError("atoms hold NaN, infinite or too large values")
+    if gram is not None and not trust_gram and not bool(gram.isfinite().all()):
+        raise ModelError("gram holds NaN or infinite values")
 
 
 def real(matrix: Tensor) -> Tensor:
@@ -90,12 +100,8 @@ def real(matrix: Tensor) -> Tensor:
     return matrix
 
 
-def energies(x: Tensor, first: int = 0) -> Tensor:
-    """‖x‖² of each row, [n] in x's real dtype.
-
-    Args:
-        x: [n, D].
-        first: number of the first row, for the message.
+def energies(x: Tensor) -> Tensor:
+    """‖x‖² of each row of x [n, D], [n] in its real dtype.
 
     Raises:
         ModelError: a row holds NaN, infinite, or so large values that their squares overflow.
@@ -106,7 +112,7 @@ def energies(x: Tensor, first: int = 0) -> Tensor:
     good = found.isfinite()
     if not bool(good.all()):
         row = int(good.logical_not().nonzero()[0])
-        raise ModelError(f"signal {first + row} holds NaN, infinite or too large values")
+        raise ModelError(f"signal {row} holds NaN, infinite or too large values")
     return found
 
 

@@ -67,6 +67,7 @@ def staged(
     strictness: float = 2.5,
     stages: int | None = None,
     gram: Tensor | None = None,
+    trust_gram: bool = False,
     budget: int = BUDGET,
 ) -> Pursued:
     """Sparse codes by one of the pursuits above.
@@ -81,15 +82,17 @@ def staged(
         strictness: t of stomp: atoms join whose correlation exceeds t·‖r‖/√D.
         stages: at most so many; by default k for gomp, 2 k for nnomp, 10 for stomp, 30 for cosamp and sp, 10 k for mp.
         gram: atomsᵀ atoms [H, H], where it is at hand.
+        trust_gram: leave out the look for NaN and infinite values in `gram`.
         budget: bytes of scratch memory besides the Gram matrix.
 
     Returns:
-        Codes with k columns, largest first.
+        Codes with k columns, largest first; status UNFINISHED where the stages ran out: for gomp, nnomp and stomp with
+        room left, for the others while the error still fell.
 
     Raises:
         ModelError: shapes, types or options that do not fit, or values that are not finite.
     """
-    check_problem(x, real(atoms), gram)
+    check_problem(x, real(atoms), gram, trust_gram=trust_gram)
     if rule not in RULES:
         raise ModelError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
     if group < 1 or not strictness > 0 or (stages is not None and stages < 1):
@@ -183,6 +186,9 @@ def _run(p: _Problem, stages: int, scale: Tensor) -> Pursued:
         reached = better & (s.left <= p.allowed - margin(s.left.dtype) * p.energy)
         status[reached] = Status.REACHED
         alive = better & ~reached
+    # With k atoms cosamp, sp and mp could still have gone on; the others could not.
+    room = p.rule in ("cosamp", "sp", "mp") or (s.chosen >= 0).sum(1) < p.k
+    status[alive & room] = Status.UNFINISHED
     return _result(p, s, status, scale)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from ..base import Codes
 from ..errors import ModelError
 from ..kernels import top_k
-from .omp import check_steps
 from .problem import BUDGET, Pursued, Status, blocks, check_problem, energies, joined, packed, squared_errors
 
 
@@ -35,7 +34,8 @@ def threshold(
         budget: bytes of scratch memory.
 
     Returns:
-        Codes with `nonzeros` columns, largest first; or what the fullest code needs, by ascending atom.
+        Codes with min(k, H) columns, largest first; or what the fullest code needs, by ascending atom. Status FULL
+        where a code has k entries, else CONVERGED.
 
     Raises:
         ModelError: shapes, types or options that do not fit, or values that are not finite.
@@ -43,17 +43,21 @@ def threshold(
     check_problem(x, atoms)
     if nonzeros is None and penalty is None:
         raise ModelError("nonzeros and penalty are both missing: say how many entries to keep, or a soft threshold")
-    k = None if nonzeros is None else min(check_steps(nonzeros, atoms), atoms.shape[1])
+    if nonzeros is not None and nonzeros < 1:
+        raise ModelError(f"nonzeros={nonzeros}: a code needs at least one")
+    k = None if nonzeros is None else min(nonzeros, atoms.shape[1])
+    energy = energies(x)
     amount = check_penalty(penalty if penalty is not None else 0.0, atoms)
     parts: list[Pursued] = []
     for rows in blocks(len(x), 4 * atoms.shape[1] * x.itemsize, budget):
-        energy = energies(x[rows], rows.start)
         b = x[rows] @ atoms.conj()
         strength = b if nonnegative else b.abs()
         left = (strength - amount).clamp(min=0)
         dense = left if nonnegative else torch.where(left > 0, b * (left / strength.clamp(min=1e-38)), 0)
         codes = packed(dense) if k is None else _largest(dense, left, k)
-        status = torch.where(energy == 0, int(Status.ZERO), int(Status.CONVERGED if k is None else Status.FULL))
+        full = (codes.indices >= 0).sum(1) == (k or -1)
+        status = torch.where(full, int(Status.FULL), int(Status.CONVERGED))
+        status[energy[rows] == 0] = Status.ZERO
         parts.append(Pursued(codes, status.to(torch.uint8), squared_errors(x[rows], atoms, codes)))
     return joined(parts, k if k is not None else max((p.codes.indices.shape[1] for p in parts), default=0), x)
 

@@ -21,12 +21,40 @@ def test_atoms_of_the_picture_take_the_noise():
 def test_without_atoms_that_fit_each_patch_is_its_mean():
     picture = stripes()
     flat = denoise(picture, torch.zeros(4, 9, dtype=torch.float64) + 1, 200.0, anchor=0.0)
-    assert flat.shape == picture.shape and float(flat.std()) < float(picture.std())
+    # Every patch counts its mean at each of its pixels: at those inside, the mean of nine means.
+    means = torch.nn.functional.avg_pool2d(picture[None], 3, stride=1)
+    expected = torch.nn.functional.avg_pool2d(means, 3, stride=1)[0]
+    torch.testing.assert_close(flat[2:-2, 2:-2], expected)
+    torch.testing.assert_close(flat[0], means[0, 0, 0].expand(30))
+
+
+@pytest.mark.parametrize(("atoms", "pixels"), [(1, 36), (3, 1)])
+def test_few_or_tiny_atoms_do_without_a_warning(atoms, pixels, recwarn):
+    rows = torch.randn(atoms, pixels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert denoise(stripes(), rows, 5.0).isfinite().all()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (torch.ones(40, 30, 3), r"\(40, 30, 3\)"),
+        (torch.ones(40, 30, dtype=torch.uint8), "torch.uint8"),
+    ],
+)
+def test_pictures_are_grey_and_float(picture, words):
+    with pytest.raises(ModelError, match=words):
+        denoise(picture, torch.ones(3, 9), 5.0)
 
 
 @pytest.mark.parametrize(
     ("atoms", "sigma", "words"),
-    [((3, 8), 1.0, "no square"), ((3, 1600), 1.0, "no patch of 40×40"), ((3, 9), 0.0, "sigma=0.0")],
+    [
+        ((9,), 1.0, "must be a matrix"),
+        ((3, 8), 1.0, "no square"),
+        ((3, 1600), 1.0, "no patch of 40×40"),
+        ((3, 9), 0.0, "sigma=0.0"),
+    ],
 )
 def test_what_cannot_be_is_refused(atoms, sigma, words):
     with pytest.raises(ModelError, match=words):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sparsefleet.models import Batch, ModelError, Probe, Stage, make_model
 from sparsefleet.models.factorization.coding import ATOMS
-from sparsefleet.models.factorization.sums import squared_error
+from sparsefleet.models.factorization.steps import normalised
 
 ROWS, DIM, H, ENTRIES = 600, 12, 20, 2
 
@@ -58,6 +58,7 @@ def test_the_atoms_that_made_the_data_are_found(name, steps, rows):
 
 @pytest.mark.parametrize("name", ["mod", "ksvd", "online", "procrustes"])
 def test_shards_and_their_order_do_not_matter(name):
+    watch: list[dict[str, float]] = []
     x, _ = sparse_rows()
     model = model_of(name)
     # Twins and zeros among the start values, so that atoms are replaced.
@@ -65,7 +66,10 @@ def test_shards_and_their_order_do_not_matter(name):
     if name != "procrustes":
         start[ATOMS][:4] = start[ATOMS][4:8]
         start[ATOMS][15] = 0
-    one, four = learn(model, x, 8, dict(start)), learn(model, x, 8, dict(start), shards=4)
+    one = learn(model, x, 8, dict(start), watch=watch)
+    four = learn(model, x, 8, dict(start), shards=4)
+    assert (sum(m["replaced"] for m in watch) > 0) == (name != "procrustes")
+    assert one.keys() == four.keys()
     for key in one:
         assert torch.allclose(one[key], four[key], rtol=1e-10, atol=1e-10), key
 
@@ -85,16 +89,14 @@ def test_an_update_lowers_the_error_under_the_same_codes(name):
     params = learn(model, x, 2)
     stage = Stage(step=2, steps=9, rows=ROWS)
     stats = model.statistics(params, Batch(x), stage)
-    sums = stats.moments, stats.cross, stats.energy
-    before = squared_error(params[ATOMS], *sums)
-    assert before == pytest.approx(float(stats.error), rel=1e-10)
     after = model.update(params, stats, stage)[ATOMS]
-    # MOD's optimum has atoms of other lengths: their weights move into the codes, which a diagonal undoes.
+    codes = model.encode(params, Batch(x)).dense(H)
     if name == "mod":
-        from sparsefleet.models.factorization.steps import least_squares
-
-        after = least_squares(params[ATOMS], stats.moments, stats.cross)
-    assert squared_error(after, *sums) < before
+        # The optimum has atoms of other lengths: an update keeps their directions.
+        best = torch.linalg.lstsq(codes, x).solution
+        torch.testing.assert_close(after, normalised(best)[0], atol=1e-9, rtol=0)
+        after = best
+    assert float((x - codes @ after).square().sum()) < float(stats.error)
 
 
 @pytest.mark.parametrize("name", ["mod", "ksvd"])
@@ -128,6 +130,10 @@ def test_online_forgets_what_it_replaced():
     gone = params["training/moments_before"].diagonal() == 0
     assert 0 < int(gone.sum()) == int(params["training/replaced"])
     assert not params["training/cross_before"][gone].any() and not params["training/moments_before"][:, gone].any()
+    # A few rows more are not enough to judge by: nothing is replaced, and that is what the metric says.
+    few = Batch(x[:50])
+    params = model.update(params, model.statistics(params, few, stage), stage)
+    assert model.metrics(params, model.statistics(params, few, stage))["replaced"] == 0
 
 
 @pytest.mark.parametrize("forgetting", ["batch", "power", "constant"])
@@ -165,6 +171,7 @@ def test_lasso_codes_and_their_loss():
         ({"nonzeros": 21}, "nonzeros=21 of atoms=20"),
         ({"nonzeros": 0}, "nonzeros=0"),
         ({"coder": "lasso", "penalty": 0.0}, "penalty=0.0 must be above 0"),
+        ({"coder": "lasso", "penalty": float("inf")}, "penalty=inf"),
         ({"coder": "omp", "nonnegative": True}, "need coder lasso"),
         ({"tolerance": 1.0}, "tolerance=1.0"),
         ({"forgetting": "constant", "rate": 1.0}, "rate=1.0"),
@@ -184,6 +191,44 @@ def test_more_atoms_than_rows_more_entries_than_dimensions_and_zero_rows():
     assert torch.allclose(params[ATOMS].norm(dim=1), torch.ones(9, dtype=torch.float64))
     codes = model.encode(params, Batch(x))
     assert codes.indices.shape[1] <= 3 and not codes.values[1:].any()
+
+
+@pytest.mark.parametrize("name", ["mod", "ksvd", "online", "procrustes", "snmf", "nmf", "odlfw"])
+@pytest.mark.parametrize("value", [float("nan"), 1e200])
+def test_rows_that_are_not_finite_are_refused(name, value):
+    x, _ = sparse_rows()
+    model = make_model(name, {"atoms": DIM, "dtype": "float64"})
+    params = begin(model, x)
+    bad = x[:9].clone()
+    bad[4, 3] = value
+    for call in (
+        lambda: model.statistics(params, Batch(bad), Stage(step=0, steps=9, rows=ROWS)),
+        lambda: model.encode(params, Batch(bad)),
+    ):
+        with pytest.raises(ModelError, match="signal 4 holds NaN, infinite or too large"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["mod", "ksvd", "online"])
+def test_without_replacements_nothing_is_searched(name):
+    x, _ = sparse_rows()
+    model = model_of(name, replace=False)
+    params = learn(model, x, 4)
+    assert not {"training/level", "training/faint", "training/replaced"} & params.keys()
+    stats = model.statistics(params, Batch(x), Stage(step=4, steps=9, rows=ROWS))
+    assert stats.errors.numel() == stats.candidates.numel() == 0
+    assert model.metrics(params, stats)["replaced"] == 0
+
+
+def test_orthonormal_atoms_are_not_replaced():
+    with pytest.raises(ModelError, match="replace=True: orthonormal"):
+        make_model("procrustes", {"atoms": 5, "replace": True})
+
+
+def test_thresholding_takes_more_entries_than_dimensions():
+    model = make_model("mod", {"atoms": 9, "coder": "threshold", "nonzeros": 8, "dtype": "float64"})
+    x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert model.encode(begin(model, x), Batch(x)).indices.shape == (30, 8)
 
 
 def test_more_orthonormal_atoms_than_dimensions_are_refused():

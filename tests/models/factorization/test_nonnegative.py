@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 from sparsefleet.models import Batch, ModelError, Probe, Stage, make_model
 from sparsefleet.models.factorization.coding import ATOMS
 from sparsefleet.models.factorization.nonnegative import nonnegative_codes
-from sparsefleet.models.factorization.snmf import children, factorise
+from sparsefleet.models.factorization.snmf import SNMF, factorise
 from sparsefleet.models.kernels import native
 
 N, D, H = 300, 16, 6
@@ -103,8 +103,18 @@ def test_the_hierarchy_explains_less_the_higher_it_is():
         # What the next level stands for are these features at the length of their weights.
         chain = chain / torch.linalg.vector_norm(weights, dim=0)
     assert all(b >= a - 1e-9 for a, b in pairwise(errors))
-    tree = children(params["level1/weights"])
-    assert len(tree) == 6 and all(len(c) <= 4 for c in tree)
+
+
+def test_the_hierarchy_stands_on_the_best_features_and_their_own_use(monkeypatch):
+    x, below = mixtures(), []
+    real = SNMF._hierarchy
+    monkeypatch.setattr(SNMF, "_hierarchy", lambda self, f, stage: (below.append(f), real(self, f, stage))[1])
+    model = make_model("snmf", {"atoms": 12, "share": 0.4, "levels": [3], "dtype": "float64"})
+    watch = []
+    params = learn(model, x, 31, watch=watch)
+    assert watch[-1]["relative_error"] > watch[-1]["best_error"], "the last features must not be the best ones"
+    use = nonnegative_codes(x, params[ATOMS]).square().sum(0).sqrt()
+    torch.testing.assert_close(below, [params[ATOMS] * use[:, None]], rtol=1e-9, atol=1e-9)
 
 
 def test_more_atoms_than_dimensions_fit_every_row():
@@ -146,6 +156,7 @@ def test_nmf_is_as_good_as_scikit_learn():
         ("snmf", {"share": 0.0}, "share=0.0"),
         ("snmf", {"levels": [6]}, r"levels=\[6\] must fall from below atoms=6"),
         ("nmf", {"penalty": -1.0}, "penalty=-1.0"),
+        ("nmf", {"penalty": float("inf")}, "penalty=inf"),
         ("nmf", {"sweeps": 0}, "sweeps=0"),
     ],
 )

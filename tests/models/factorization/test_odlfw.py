@@ -98,3 +98,5 @@ def test_a_given_start_is_brought_into_the_ball():
     model = make_model("odlfw", {"atoms": M})
     own = begin(model, stream(orthogonal(1), 5, 1))[ITERATE]
     assert torch.allclose(model.adopt(ITERATE, 3 * own, own), own)
+    with pytest.raises(ModelError, match="has shape"):
+        model.adopt(ITERATE, own[:3], own)

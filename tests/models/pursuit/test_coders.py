@@ -27,6 +27,11 @@ def test_every_coder_encodes_under_a_given_dictionary(name, dtype):
     assert model.memory(50, 12) > 0
 
 
+def test_thresholding_keeps_what_other_greedy_coders_cannot():
+    assert make_coder("threshold", {"nonzeros": 15}).width(12, 20) == 15
+    assert make_coder("omp", {"nonzeros": 15}).width(12, 20) == 12
+
+
 def test_what_is_said_of_the_atoms():
     params = {"W": torch.eye(4)}
     omp, lasso = (Given(atoms=4, coder=make_coder(name, {})) for name in ("omp", "lasso"))
@@ -52,6 +57,7 @@ def test_a_given_dictionary_is_not_learned():
 
 BAD = {
     "unknown coder": ("opm", {}, "did you mean 'omp'"),
+    "a coder like no other": ("zzz", {}, r"unknown coder 'zzz'\. Choose one of"),
     "unknown setting": ("omp", {"nonzero": 3}, "did you mean 'nonzeros'"),
     "a word for a number": ("omp", {"nonzeros": "many"}, "nonzeros='many'"),
     "no non-zeros": ("omp", {"nonzeros": 0}, "nonzeros=0"),
@@ -61,6 +67,8 @@ BAD = {
     "no group": ("gomp", {"group": 0}, "group=0"),
     "no threshold": ("stomp", {"strictness": 0.0}, "strictness=0"),
     "unknown step": ("iht", {"step": "long"}, "step='long'"),
+    "no iterations": ("iht", {"iterations": 0}, "iterations=0"),
+    "no progress to stop at": ("iht", {"tolerance": 0.0}, "tolerance=0"),
     "no penalty": ("lasso", {"penalty": 0.0}, "penalty=0"),
     "no tolerance": ("lasso", {"tolerance": 0.0}, "tolerance=0"),
     "negative ridge": ("elasticnet", {"ridge": -1.0}, "ridge=-1"),

@@ -171,6 +171,13 @@ def test_iterations_that_run_out_are_said(smooth):
 
 
 X, D = torch.ones(4, 3), torch.eye(3)
+
+
+def start(indices, values=None, dtype=torch.int32):
+    indices = torch.tensor(indices).to(dtype)
+    return Codes(indices, torch.ones(indices.shape) if values is None else values)
+
+
 BAD = {
     "no penalty": (lambda: lasso(X, D, 0.0), "penalty must be positive"),
     "negative penalty": (lambda: lasso(X, D, -1.0), "penalty must be"),
@@ -182,7 +189,16 @@ BAD = {
     "complex": (lambda: lasso(X + 0j, D + 0j, 0.1), "real numbers only"),
     "NaN signal": (lambda: lasso(X * float("nan"), D, 0.1), "signal 0 holds NaN"),
     "no room": (lambda: lasso(X, D, 0.1, nonzeros=0), "nonzeros=0"),
-    "another's start": (lambda: lasso(X, D, 0.1, warm=Codes(torch.tensor([[7]]).int(), torch.ones(1, 1))), "warm"),
+    "no iterations": (lambda: lasso(X, D, 0.1, iterations=0), "iterations=0"),
+    "too large atoms": (lambda: lasso(X, D * 1e25, 0.1), "atoms hold NaN, infinite or too large"),
+    "NaN in the gram": (lambda: lasso(X, D, 0.1, gram=D / 0), "gram holds NaN"),
+    "another's start": (lambda: lasso(X, D, 0.1, warm=start([[2]])), r"indices \(1, 1\).*one row for each"),
+    "an empty start of others": (lambda: lasso(X, D, 0.1, warm=start([[], []])), r"indices \(2, 0\)"),
+    "a start of int64": (lambda: lasso(X, D, 0.1, warm=start([[1]] * 4, dtype=torch.int64)), "torch.int64"),
+    "values of another shape": (lambda: lasso(X, D, 0.1, warm=start([[1]] * 4, torch.ones(4, 2))), r"values \(4, 2\)"),
+    "an atom that is none": (lambda: lasso(X, D, 0.1, warm=start([[1], [2], [3], [0]])), "warm holds atom 3"),
+    "a start of NaN": (lambda: lasso(X, D, 0.1, warm=start([[1]] * 4, torch.ones(4, 1) / 0)), "warm holds NaN"),
+    "an atom twice": (lambda: lasso(X, D, 0.1, warm=start([[1, -1, -1]] * 3 + [[2, 0, 2]])), "twice.* signal 3"),
 }
 
 

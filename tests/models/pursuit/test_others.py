@@ -109,6 +109,14 @@ def test_stages_stop_at_the_error(name, reference):
     assert (found.error[reached] <= allowed[reached]).all()
 
 
+@pytest.mark.parametrize(("name", "k"), [("cosamp", 5), ("sp", 5), ("mp", 5), ("gomp", 20), ("stomp", 20)])
+def test_stages_that_run_out_are_said(name, k, reference):
+    x, d = tensors(*reference.problem(60, 24, 64, 5, noise=0.3)[:2])
+    found = staged(x, d, name, nonzeros=k, stages=1)
+    assert (found.status == Status.UNFINISHED).double().mean() > 0.9
+    assert (staged(x, d, "gomp", nonzeros=5).status == Status.FULL).all()
+
+
 # -- one shot ---------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +136,24 @@ def test_thresholding(reference):
     assert both.codes.indices.shape == (50, 3) and (both.nonzeros <= 3).all()
     assert threshold(x[:0], d, nonzeros=3).codes.indices.shape == (0, 3)
     assert threshold(x * 0, d, nonzeros=3).status.tolist() == [Status.ZERO] * 50
+    for found, k in ((best, 4), (both, 3)):
+        assert torch.equal(found.status == Status.FULL, found.nonzeros == k)
+        assert set(found.status[found.nonzeros < k].tolist()) <= {Status.CONVERGED}
+
+
+def test_thresholding_keeps_more_entries_than_dimensions(reference, recwarn):
+    x, d = tensors(*reference.problem(20, 6, 30, 3)[:2])
+    found = threshold(x, d, nonzeros=10)
+    assert (found.nonzeros == 10).all() and threshold(x, d, nonzeros=99).codes.indices.shape == (20, 30)
+    assert not recwarn.list
+
+
+def test_a_bad_signal_is_named_by_its_place_in_the_data(reference):
+    x, d = tensors(*reference.problem(20, 10, 20, 3)[:2])
+    x[17, 2] = float("nan")
+    for call in (lambda: iht(x, d, nonzeros=3, budget=1), lambda: threshold(x, d, nonzeros=3, budget=1)):
+        with pytest.raises(ModelError, match="signal 17 holds NaN"):
+            call()
 
 
 X, D = torch.ones(4, 3), torch.eye(3)
