@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar, Literal, Self
 
@@ -175,6 +175,22 @@ class Model(ABC):
             raise ModelError(f"{name} has shape {tuple(given.shape)}, but this model needs {tuple(own.shape)}")
         return given.to(own.dtype, copy=True)
 
+    def check_start(self, params: Params) -> None:
+        """Refuse start values that the settings do not go with; called before any data are read.
+
+        Raises:
+            ModelError: a setting names something that these parameters do not have.
+        """
+        del params
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Refuse a schedule that the settings do not go with.
+
+        Raises:
+            ModelError: it asks for something that this model cannot do as it is set.
+        """
+        del schedule
+
     def survey(self, params: Params, batch: Batch, stage: Stage) -> Stats:
         """A small preliminary statistic over the data (a histogram, …), reduced before `statistics` is called.
 
@@ -246,7 +262,11 @@ class Model(ABC):
     @abstractmethod
     def memory(self, rows: int, dim: int) -> int:
         """Bytes that one worker needs at most for a batch of `rows` rows of `dim` dimensions, parameters and
-        statistics included."""
+        statistics included.
+
+        Where the compiled kernels are built, and the model's settings allow them, this is their need on a CPU; the same
+        batch needs more on a GPU, whose posteriors are whole tensors.
+        """
 
     def kept_rows(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """What `statistics` leaves in `batch.kept` for the next update: name -> (shape of one row, dtype).
@@ -265,5 +285,5 @@ class Model(ABC):
         return 4.0 * dim * self.atoms
 
     def describe(self) -> dict[str, Any]:
-        """The settings as plain values, for a card."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """The settings as plain values, groups of settings as dicts, for a card: `make_model` takes them again."""
+        return asdict(self)

@@ -13,7 +13,7 @@ OUTPUTS = {
     "log_likelihood": "log p(row), nats: how well the model predicts it",
     "entropy": "entropy of the posterior over states, nats",
 }
-"""Name -> meaning. Only `mean` and `reconstruction` exist without a posterior."""
+"""Name -> meaning. Models without a posterior have only `mean` and `reconstruction`; `noisyor` has only `mean`."""
 
 
 @dataclass(frozen=True, slots=True)

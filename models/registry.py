@@ -52,7 +52,7 @@ def load_model_class(name: str) -> type[Model]:
     module_name, colon, class_name = target.partition(":")
     if not colon:
         near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ModelError(f"unknown model {name!r}{hint} Choose one of {', '.join(MODELS)}, or package.module:Class")
     try:
         module = import_module(module_name)

@@ -35,7 +35,8 @@ def decode(indices: Tensor, values: Tensor, decoder: Tensor) -> Tensor:
         code = values.contiguous(), indices.contiguous()
         native.call("decode", *code, n, width, decoder.contiguous(), decoder.shape[1], out)
         return out
-    return F.embedding_bag(indices, decoder, per_sample_weights=values, mode="sum")
+    # It takes no slices of wider codes.
+    return F.embedding_bag(indices.contiguous(), decoder, per_sample_weights=values.contiguous(), mode="sum")
 
 
 def add_gradients(
@@ -98,6 +99,6 @@ def inner_products(indices: Tensor, decoder: Tensor, rows: Tensor) -> Tensor:
     bags = torch.arange(n, device=indices.device)
     # The backward of embedding_bag with respect to its weights; called by name since it spares the forward's graph.
     flat = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        rows, decoder, indices.flatten(), bags * k, bags.repeat_interleave(k), 0
+        rows, decoder, indices.contiguous().flatten(), bags * k, bags.repeat_interleave(k), 0
     )
     return flat.view(n, k)

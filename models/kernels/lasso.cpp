@@ -11,10 +11,11 @@
 
 namespace {
 
+using sparsefleet::Lanes;
 using sparsefleet::Largest;
 using sparsefleet::load;
 using sparsefleet::store;
-using sparsefleet::Wide;
+using sparsefleet::Vec;
 
 enum Status : uint8_t { CONVERGED = 0, ZERO = 4, UNFINISHED = 5 };
 
@@ -54,8 +55,8 @@ struct Signal {
 // sum_i w_i G_i over the active atoms, handed on in tiles: many(u, x, sum) for vectors, one(x, sum) for single atoms.
 template <class T, class Many, class One>
 INLINE void combine(const Problem<T>& p, const int32_t* active, const T* w, int64_t t, Many many, One one) {
-    using V = typename Wide<T>::V;
-    constexpr int64_t lanes = Wide<T>::lanes;
+    using V = Vec<T>;
+    constexpr int64_t lanes = Lanes<T>::count;
     int64_t x = 0;
     for (; x + 4 * lanes <= p.atoms; x += 4 * lanes) {
         V sum[4] = {};
@@ -80,7 +81,7 @@ INLINE void combine(const Problem<T>& p, const int32_t* active, const T* w, int6
 // The gradient's negative c = b - G a - ridge a for the coefficients at hand.
 template <class T>
 INLINE void correlate(const Problem<T>& p, const Signal<T>& y, const Scratch<T>& s) {
-    using V = typename Wide<T>::V;
+    using V = Vec<T>;
     for (int64_t i = 0; i < y.count; i++) s.weight[i] = T(s.a[i]);
     combine(
         p, s.active, s.weight, y.count,
@@ -97,8 +98,8 @@ INLINE void correlate(const Problem<T>& p, const Signal<T>& y, const Scratch<T>&
 // |c_j| / lambda_j, one-sided where codes are non-negative, and the atom where it is largest.
 template <class T, bool positive>
 INLINE double steepest(const Problem<T>& p, const T* c, int64_t& at) {
-    using V = typename Wide<T>::V;
-    constexpr int64_t lanes = Wide<T>::lanes;
+    using V = Vec<T>;
+    constexpr int64_t lanes = Lanes<T>::count;
     Largest<T> largest;
     int64_t x = 0;
     for (; x + 4 * lanes <= p.atoms; x += 4 * lanes)
@@ -171,7 +172,7 @@ INLINE void back(const Problem<T>& p, const Scratch<T>& s, const double* forward
 // c -= gamma v for the last step, then v = G w for the next, and the atom that its correlation brings to the bound first.
 template <class T, bool positive>
 INLINE int64_t follow(const Problem<T>& p, const Signal<T>& y, const Scratch<T>& s, T gamma, T mu) {
-    using V = typename Wide<T>::V;
+    using V = Vec<T>;
     constexpr T tiny = std::numeric_limits<T>::min();
     Largest<T> largest;
     // The rate at which the distance to the bound vanishes, per distance.

@@ -296,19 +296,19 @@ INLINE void piece(const Problem<T>& p, const Rows<T>& r, Vec<T>* memory, int64_t
         group<T, LEVELS>(p, r, work, n, std::min(last - n, Lanes<T>::count));
 }
 
-#define DEFINE(T, SUFFIX)                                                                                            \
+#define DEFINE(T, SUFFIX)                                                                                             \
     EVERY_PROCESSOR void linear_piece_##SUFFIX(const Problem<T>& p, const Rows<T>& r, Vec<T>* memory, int64_t states, \
-                                               int64_t nodes, int64_t first, int64_t last) {                         \
-        if (p.tree.levels == 1)                                                                                      \
-            piece<T, 1>(p, r, memory, states, nodes, first, last);                                                   \
-        else if (p.tree.levels == 2)                                                                                 \
-            piece<T, 2>(p, r, memory, states, nodes, first, last);                                                   \
-        else                                                                                                         \
-            piece<T, 0>(p, r, memory, states, nodes, first, last);                                                   \
-    }                                                                                                                \
+                                               int64_t nodes, int64_t first, int64_t last) {                          \
+        if (p.tree.levels == 1)                                                                                       \
+            piece<T, 1>(p, r, memory, states, nodes, first, last);                                                    \
+        else if (p.tree.levels == 2)                                                                                  \
+            piece<T, 2>(p, r, memory, states, nodes, first, last);                                                    \
+        else                                                                                                          \
+            piece<T, 0>(p, r, memory, states, nodes, first, last);                                                    \
+    }                                                                                                                 \
     EVERY_PROCESSOR void linear_scatter_##SUFFIX(const T* pairs, const int64_t* candidates, int64_t rows, int64_t hc, \
-                                                 int64_t atoms, int64_t low, int64_t high, double* ss) {             \
-        sparsefleet::scatter(pairs, candidates, rows, hc, atoms, low, high, ss);                                                  \
+                                                 int64_t atoms, int64_t low, int64_t high, double* ss) {              \
+        sparsefleet::scatter(pairs, candidates, rows, hc, atoms, low, high, ss);                                      \
     }
 DEFINE(float, f32)
 DEFINE(double, f64)
@@ -316,29 +316,30 @@ DEFINE(double, f64)
 
 }  // namespace
 
-#define DEFINE(T, SUFFIX)                                                                                            \
-    EXPORT int64_t linear_rows_##SUFFIX(                                                                             \
-        T* scores, int64_t rows, int64_t atoms, int64_t padded, const T* gram, const T* values, int64_t levels,      \
-        const T* own, const T* slope, const T* plain_own, const T* plain_slope, int64_t plain, const T* rule_own,    \
-        const T* rule_slope, int64_t rules, double beta, const int32_t* begin, const int32_t* start,                 \
-        const int32_t* parent, const int32_t* level, const int32_t* state, int64_t candidates, int64_t* chosen,      \
-        int64_t given, const uint8_t* use, double* log_z, double* log_evidence, int64_t moments, T* pairs,           \
-        double* counts, int64_t rows_per_piece, double* ss, int64_t threads) {                                       \
-        const Tree tree = {candidates, levels, begin, start, parent, level, state};                                  \
-        const Problem<T> p = {tree,  atoms,       padded,     rules,      values,     gram,       own,        slope, \
-                              plain_own, plain_slope, rule_own, rule_slope, beta, given != 0, moments != 0, plain != 0}; \
-        const int64_t states = start[candidates], nodes = begin[candidates];                                         \
-        sparsefleet::for_rows(rows, rows_per_piece, threads, [&](int64_t first, int64_t last) {                      \
-            const Rows<T> r = {scores, chosen, use, log_z, log_evidence, pairs,                                      \
-                               counts + first / rows_per_piece * levels * atoms};                                    \
-            linear_piece_##SUFFIX(p, r, sparsefleet::scratch<T>(Work<T>::size(p, states, nodes)), states, nodes,     \
-                                  first, last);                                                                      \
-        });                                                                                                          \
-        if (moments && candidates > 1)                                                                               \
-            sparsefleet::for_rows(atoms, (atoms + threads - 1) / threads, threads, [&](int64_t low, int64_t high) {  \
-                linear_scatter_##SUFFIX(pairs, chosen, rows, candidates, atoms, low, high, ss);                      \
-            });                                                                                                      \
-        return 0;                                                                                                    \
+#define DEFINE(T, SUFFIX)                                                                                             \
+    EXPORT int64_t linear_rows_##SUFFIX(                                                                              \
+        T* scores, int64_t rows, int64_t atoms, int64_t padded, const T* gram, const T* values, int64_t levels,       \
+        const T* own, const T* slope, const T* plain_own, const T* plain_slope, int64_t plain, const T* rule_own,     \
+        const T* rule_slope, int64_t rules, double beta, const int32_t* begin, const int32_t* start,                  \
+        const int32_t* parent, const int32_t* level, const int32_t* state, int64_t candidates, int64_t* chosen,       \
+        int64_t given, const uint8_t* use, double* log_z, double* log_evidence, int64_t moments, T* pairs,            \
+        double* counts, int64_t rows_per_piece, double* ss, int64_t threads) {                                        \
+        const Tree tree = {candidates, levels, begin, start, parent, level, state};                                   \
+        const Problem<T> p = {tree,      atoms,       padded,   rules,      values, gram,       own,          slope,  \
+                              plain_own, plain_slope, rule_own, rule_slope, beta,   given != 0, moments != 0,         \
+                              plain != 0};                                                                            \
+        const int64_t states = start[candidates], nodes = begin[candidates];                                          \
+        sparsefleet::for_rows(rows, rows_per_piece, threads, [&](int64_t first, int64_t last) {                       \
+            const Rows<T> r = {scores, chosen, use, log_z, log_evidence, pairs,                                       \
+                               counts + first / rows_per_piece * levels * atoms};                                     \
+            linear_piece_##SUFFIX(p, r, sparsefleet::scratch<T>(Work<T>::size(p, states, nodes)), states, nodes,      \
+                                  first, last);                                                                       \
+        });                                                                                                           \
+        if (moments && candidates > 1)                                                                                \
+            sparsefleet::for_rows(atoms, (atoms + threads - 1) / threads, threads, [&](int64_t low, int64_t high) {   \
+                linear_scatter_##SUFFIX(pairs, chosen, rows, candidates, atoms, low, high, ss);                       \
+            });                                                                                                       \
+        return 0;                                                                                                     \
     }
 DEFINE(float, f32)
 DEFINE(double, f64)

@@ -27,7 +27,7 @@ struct Problem {
     const T* rank_scale;  // [H] candidates are the largest of scale · (overshoot or score) + shift
     const T* rank_shift;  // [H]
     double rho, precision, logit, beta, heat;
-    bool is_signed, by_score, given, moments, plain;
+    bool is_signed, given, moments, plain;
 };
 
 template <class T>
@@ -207,7 +207,7 @@ INLINE void choose(const Problem<T>& p, const Work<T>& w, const T* scores, int64
     T *rank = reinterpret_cast<T*>(w.rank), *held = reinterpret_cast<T*>(w.share);
     for (int64_t h = 0; h < p.atoms; h++) {
         T value = scores[h];
-        if (!p.by_score) {
+        if (!p.is_signed) {
             const Vec<T>* atom = reinterpret_cast<const Vec<T>*>(p.weights) + h * width;
             Vec<T> over = {};
             const Vec<T> zero = {};
@@ -380,15 +380,15 @@ INLINE void scatter(const Problem<T>& p, const Rows<T>& r, int64_t rows, int64_t
     }
 }
 
-#define DEFINE(T, SUFFIX)                                                                                            \
+#define DEFINE(T, SUFFIX)                                                                                             \
     EVERY_PROCESSOR void maximal_piece_##SUFFIX(const Problem<T>& p, const Rows<T>& r, Vec<T>* memory, int64_t first, \
-                                                int64_t last) {                                                      \
-        const Work<T> work(memory, p);                                                                               \
-        for (int64_t n = first; n < last; n++) row(p, r, work, n);                                                   \
-    }                                                                                                                \
-    EVERY_PROCESSOR void maximal_scatter_##SUFFIX(const Problem<T>& p, const Rows<T>& r, int64_t rows, int64_t low,  \
-                                                  int64_t high, double* a, double* ay) {                             \
-        scatter(p, r, rows, low, high, a, ay);                                                                       \
+                                                int64_t last) {                                                       \
+        const Work<T> work(memory, p);                                                                                \
+        for (int64_t n = first; n < last; n++) row(p, r, work, n);                                                    \
+    }                                                                                                                 \
+    EVERY_PROCESSOR void maximal_scatter_##SUFFIX(const Problem<T>& p, const Rows<T>& r, int64_t rows, int64_t low,   \
+                                                  int64_t high, double* a, double* ay) {                              \
+        scatter(p, r, rows, low, high, a, ay);                                                                        \
     }
 DEFINE(float, f32)
 DEFINE(double, f64)
@@ -396,29 +396,29 @@ DEFINE(double, f64)
 
 }  // namespace
 
-#define DEFINE(T, SUFFIX)                                                                                            \
-    EXPORT int64_t maximal_rows_##SUFFIX(                                                                            \
-        const T* x, int64_t rows, int64_t dim, int64_t atoms, int64_t wide, int64_t padded, int64_t candidates,      \
+#define DEFINE(T, SUFFIX)                                                                                             \
+    EXPORT int64_t maximal_rows_##SUFFIX(                                                                             \
+        const T* x, int64_t rows, int64_t dim, int64_t atoms, int64_t wide, int64_t padded, int64_t candidates,       \
         const int32_t* begin, const int32_t* start, const int32_t* parent, const int32_t* last, const int32_t* state, \
-        const int32_t* size, const T* weights, const T* logs, const T* energy, const T* rank_scale,                  \
-        const T* rank_shift, double rho, double precision, double logit, double beta, double heat,                   \
-        int64_t is_signed, int64_t by_score, int64_t plain, T* scores, int64_t* chosen, int64_t given,               \
-        const uint8_t* use, double* square, double* log_z, double* log_evidence, double* residual, double* active,   \
-        int64_t moments, int64_t marginals, T* shares, double* a, double* ay, int64_t threads) {                     \
-        const Problem<T> p = {dim,     atoms,     wide,   padded,     candidates, start[candidates],            \
-                              begin,   start,     parent, last,       state,      size,              weights,        \
-                              logs,    energy,    rank_scale, rank_shift, rho,    precision,         logit,          \
-                              beta,    heat,      is_signed != 0, by_score != 0, given != 0, moments != 0, plain != 0}; \
-        const Rows<T> r = {x,     scores,       chosen,   use,    square, log_z,                                     \
-                           log_evidence, residual, active, shares, marginals != 0};                                  \
-        sparsefleet::for_rows(rows, 16, threads, [&](int64_t first, int64_t end) {                                   \
-            maximal_piece_##SUFFIX(p, r, sparsefleet::scratch<T>(Work<T>::size(p)), first, end);                     \
-        });                                                                                                          \
-        if (moments && !marginals)                                                                                   \
-            sparsefleet::for_rows(atoms, (atoms + threads - 1) / threads, threads, [&](int64_t low, int64_t high) {  \
-                maximal_scatter_##SUFFIX(p, r, rows, low, high, a, ay);                                              \
-            });                                                                                                      \
-        return 0;                                                                                                    \
+        const int32_t* size, const T* weights, const T* logs, const T* energy, const T* rank_scale,                   \
+        const T* rank_shift, double rho, double precision, double logit, double beta, double heat,                    \
+        int64_t is_signed, int64_t plain, T* scores, int64_t* chosen, int64_t given,                                  \
+        const uint8_t* use, double* square, double* log_z, double* log_evidence, double* residual, double* active,    \
+        int64_t moments, int64_t marginals, T* shares, double* a, double* ay, int64_t threads) {                      \
+        const Problem<T> p = {dim,     atoms,     wide,   padded,     candidates, start[candidates],                  \
+                              begin,   start,     parent, last,       state,      size,              weights,         \
+                              logs,    energy,    rank_scale, rank_shift, rho,    precision,         logit,           \
+                              beta,    heat,      is_signed != 0, given != 0, moments != 0, plain != 0};              \
+        const Rows<T> r = {x,     scores,       chosen,   use,    square, log_z,                                      \
+                           log_evidence, residual, active, shares, marginals != 0};                                   \
+        sparsefleet::for_rows(rows, 16, threads, [&](int64_t first, int64_t end) {                                    \
+            maximal_piece_##SUFFIX(p, r, sparsefleet::scratch<T>(Work<T>::size(p)), first, end);                      \
+        });                                                                                                           \
+        if (moments && !marginals)                                                                                    \
+            sparsefleet::for_rows(atoms, (atoms + threads - 1) / threads, threads, [&](int64_t low, int64_t high) {   \
+                maximal_scatter_##SUFFIX(p, r, rows, low, high, a, ay);                                               \
+            });                                                                                                       \
+        return 0;                                                                                                     \
     }
 DEFINE(float, f32)
 DEFINE(double, f64)

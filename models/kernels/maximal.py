@@ -107,7 +107,7 @@ class MaximalRows:
             "maximal_rows", x, n, dim, atoms, wide, -(-atoms // lanes) * lanes, self.candidates,
             tree.begin, tree.start, tree.parent, tree.last, tree.state, tree.size, *self._tables,
             float(self.rho or 0.0), float(self.precision), float(self.logit), float(self.beta), float(self.heat),
-            int(self.signed), int(self.signed), int(self.beta != 1.0), scores, chosen, int(candidates is not None),
+            int(self.signed), int(self.beta != 1.0), scores, chosen, int(candidates is not None),
             used, square, log_z, log_evidence, residual, active, int(moments), int(marginals), each, a, ay,
         )  # fmt: skip
         return MaximalSums(scores, square, log_z, log_evidence, residual, active)

@@ -39,9 +39,9 @@ INLINE void solve(int64_t atoms, const T* gram, T limit, int64_t sweeps, T* code
 }
 
 #define DEFINE(T, SUFFIX)                                                                                            \
-    EVERY_PROCESSOR void nnls_part_##SUFFIX(const T* scores, const T* gram, const T* limits, int64_t first,   \
-                                                   int64_t last, int64_t atoms, int64_t sweeps, T* codes, T* slope,  \
-                                                   int64_t* used) {                                                  \
+    EVERY_PROCESSOR void nnls_part_##SUFFIX(const T* scores, const T* gram, const T* limits, int64_t first,          \
+                                            int64_t last, int64_t atoms, int64_t sweeps, T* codes, T* slope,         \
+                                            int64_t* used) {                                                         \
         for (int64_t n = first; n < last; n++) {                                                                     \
             T* code = codes + n * atoms;                                                                             \
             for (int64_t j = 0; j < atoms; j++) {                                                                    \
@@ -58,13 +58,12 @@ DEFINE(double, f64)
 }  // namespace
 
 #define DEFINE(T, SUFFIX)                                                                                            \
-    EXPORT int64_t nnls_##SUFFIX(const T* scores, const T* gram, const T* limits, int64_t rows,               \
-                                        int64_t atoms, int64_t sweeps, T* codes, int64_t threads) {                  \
+    EXPORT int64_t nnls_##SUFFIX(const T* scores, const T* gram, const T* limits, int64_t rows, int64_t atoms,       \
+                                 int64_t sweeps, T* codes, int64_t threads) {                                        \
         sparsefleet::for_rows(rows, 32, threads, [&](int64_t first, int64_t last) {                                  \
             std::vector<T> slope(atoms);                                                                             \
             std::vector<int64_t> used(atoms);                                                                        \
-            nnls_part_##SUFFIX(scores, gram, limits, first, last, atoms, sweeps, codes, slope.data(),         \
-                                      used.data());                                                                  \
+            nnls_part_##SUFFIX(scores, gram, limits, first, last, atoms, sweeps, codes, slope.data(), used.data());  \
         });                                                                                                          \
         return 0;                                                                                                    \
     }

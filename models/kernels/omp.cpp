@@ -12,10 +12,11 @@
 
 namespace {
 
+using sparsefleet::Lanes;
 using sparsefleet::Largest;
 using sparsefleet::load;
 using sparsefleet::store;
-using sparsefleet::Wide;
+using sparsefleet::Vec;
 
 enum Status : uint8_t { CONVERGED, FULL, REACHED, DEPENDENT, ZERO };
 
@@ -40,8 +41,8 @@ INLINE V score_of(const V& alpha, const V& room) {
 
 template <class T, bool ols>
 INLINE int64_t best(const T* alpha, const T* room, int64_t atoms) {
-    using V = typename Wide<T>::V;
-    constexpr int64_t lanes = Wide<T>::lanes;
+    using V = Vec<T>;
+    constexpr int64_t lanes = Lanes<T>::count;
     Largest<T> largest;
     int64_t x = 0;
     for (; x + 4 * lanes <= atoms; x += 4 * lanes)
@@ -58,8 +59,8 @@ INLINE int64_t best(const T* alpha, const T* room, int64_t atoms) {
 // Forms direction t from the row of G, updates alpha (and room), and returns the best atom of the next step.
 template <class T, bool ols>
 INLINE int64_t advance(const T* row, T* q, int64_t t, const T* w, T scale, T rho, int64_t atoms, T* alpha, T* room) {
-    using V = typename Wide<T>::V;
-    constexpr int64_t lanes = Wide<T>::lanes;
+    using V = Vec<T>;
+    constexpr int64_t lanes = Lanes<T>::count;
     Largest<T> largest;
     T* out = q + t * atoms;
     int64_t x = 0;

@@ -1,24 +1,12 @@
 // Selection along rows.
 #include "native.h"
+#include "selection.h"
 
 #include <cmath>
 
 namespace {
 
 constexpr int64_t BLOCK = 16;
-
-// Adds (value, index) to a list of the k largest, largest first, lower index first among equals.
-template <class T>
-INLINE void insert(T value, int64_t index, int64_t& held, int64_t k, T* values, int64_t* indices) {
-    int64_t at = held < k ? held++ : k - 1;
-    while (at > 0 && values[at - 1] < value) {
-        values[at] = values[at - 1];
-        indices[at] = indices[at - 1];
-        at--;
-    }
-    values[at] = value;
-    indices[at] = index;
-}
 
 // A number that at least k entries of u reach, by taking the columns in `lanes` classes: the k-th largest of the
 // classes' maxima. `maxima` [lanes] is scratch.
@@ -35,13 +23,12 @@ INLINE T lower_bound(const T* u, int64_t width, int64_t k, int64_t lanes, T* max
     return maxima[k - 1];
 }
 
-// The k largest of u[0 … width), largest first, lower index first among equals.
+// `sparsefleet::top_k_row` for long rows: with `lanes`, most entries are below a bound that is known beforehand.
 template <class T>
 INLINE void top_k_row(const T* u, int64_t width, int64_t k, int64_t lanes, T* maxima, T* values, int64_t* indices) {
     int64_t held = 0, i = 0;
-    T least;
     if (lanes) {
-        least = lower_bound(u, width, k, lanes, maxima);
+        const T least = lower_bound(u, width, k, lanes, maxima);
         // Until k are held, those above the bound and those equal to it all come in.
         for (; i + BLOCK <= width && held < k; i += BLOCK) {
             int reached = 0;
@@ -50,24 +37,12 @@ INLINE void top_k_row(const T* u, int64_t width, int64_t k, int64_t lanes, T* ma
             if (!reached) continue;
             for (int64_t j = 0; j < BLOCK; j++)
                 if (u[i + j] >= least && (held < k || u[i + j] > values[k - 1]))
-                    insert(u[i + j], i + j, held, k, values, indices);
+                    sparsefleet::insert(u[i + j], i + j, held, k, values, indices);
         }
         for (; i < width && held < k; i++)
-            if (u[i] >= least) insert(u[i], i, held, k, values, indices);
-    } else {
-        for (; i < width && held < k; i++) insert(u[i], i, held, k, values, indices);
+            if (u[i] >= least) sparsefleet::insert(u[i], i, held, k, values, indices);
     }
-    for (; i + BLOCK <= width; i += BLOCK) {
-        least = values[k - 1];
-        int larger = 0;
-#pragma omp simd reduction(| : larger)
-        for (int64_t j = 0; j < BLOCK; j++) larger |= u[i + j] > least;
-        if (!larger) continue;
-        for (int64_t j = 0; j < BLOCK; j++)
-            if (u[i + j] > values[k - 1]) insert(u[i + j], i + j, held, k, values, indices);
-    }
-    for (; i < width; i++)
-        if (u[i] > values[k - 1]) insert(u[i], i, held, k, values, indices);
+    sparsefleet::scan(u, i, width, held, k, values, indices);
 }
 
 template <class T>

@@ -6,6 +6,7 @@ other computes. Dealing whole blocks to threads that compute alone avoids that, 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ def on_threads(work: Callable[[P], R], pieces: Sequence[P]) -> list[R]:
     threads = torch.get_num_threads()
     if threads == 1 or len(pieces) < 2:
         return [work(piece) for piece in pieces]
-    return list(_pool(threads).map(work, pieces))
+    return list(_pool(threads, os.getpid()).map(work, pieces))
 
 
 def scratch(name: str, shape: tuple[int, int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -48,7 +49,9 @@ _held = threading.local()
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    # A forked process inherits the pool, but not its threads: it needs one of its own.
+    del process
     pool = ThreadPoolExecutor(threads, "sparsefleet-block", initializer=torch.set_num_threads, initargs=(1,))
     # Start every thread now, then set the number again: a thread's own setting is also the default of new threads.
     list(pool.map(lambda _: None, range(threads)))

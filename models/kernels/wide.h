@@ -1,4 +1,4 @@
-// Vectors as wide as the widest processor's, for loops whose state shall stay in registers. Narrower processors split them.
+// What loops whose state shall stay in registers do with vectors: narrower processors split them.
 #pragma once
 
 #include <cstdint>
@@ -6,26 +6,9 @@
 #include <type_traits>
 
 #include "native.h"
-
-// Such vectors are only passed between functions that are inlined, so that no calling convention is involved.
-#pragma GCC diagnostic ignored "-Wpsabi"
+#include "vectors.h"
 
 namespace sparsefleet {
-
-template <class T>
-struct Wide;
-template <>
-struct Wide<float> {
-    typedef float V __attribute__((vector_size(64)));
-    typedef int32_t I __attribute__((vector_size(64)));
-    static constexpr int64_t lanes = 16;
-};
-template <>
-struct Wide<double> {
-    typedef double V __attribute__((vector_size(64)));
-    typedef int64_t I __attribute__((vector_size(64)));
-    static constexpr int64_t lanes = 8;
-};
 
 template <class T, class V>
 INLINE void load(V& v, const T* from) {
@@ -45,9 +28,9 @@ INLINE T* aligned(T* from) {
 // The place of the largest score seen, the lowest among equals, kept per lane of four vectors.
 template <class T>
 struct Largest {
-    using V = typename Wide<T>::V;
-    using I = typename Wide<T>::I;
-    static constexpr int64_t lanes = Wide<T>::lanes;
+    using V = Vec<T>;
+    using I = typename Lanes<T>::I;
+    static constexpr int64_t lanes = Lanes<T>::count;
     V top[4];
     I at[4];
     T single = T(-1);

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, product
 from math import comb
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from ..schedule import Stage
 from .draws import Draws
 from .states import MOST_STATES
 from .variation import Alphabet, Children, crossed, flipped_once, flipped_sparsely, parents
+
+if TYPE_CHECKING:
+    from .expectation import Truncated
 
 KEPT = "states"
 """Name of the sets among what a model keeps of rows."""
@@ -81,23 +84,6 @@ class Evolution:
         """C, children per point and E-step, at most."""
         each = self.parents * (self.parents - 1) if self.crossover else self.parents * self.children
         return each * self.generations
-
-
-class Evolving(Protocol):
-    """A model whose states may evolve."""
-
-    @property
-    def evolves(self) -> bool: ...
-    @property
-    def sets(self) -> Evolution: ...
-    @property
-    def atoms(self) -> int: ...
-    @property
-    def alphabet(self) -> Alphabet: ...
-    @property
-    def candidates(self) -> int: ...
-    @property
-    def gamma(self) -> int: ...
 
 
 class Landscape(ABC):
@@ -164,9 +150,10 @@ def restore(stored: Tensor, land: Landscape) -> Sets:
     return _evaluated(land, Children(states, void))
 
 
-def begin(land: Landscape, evolution: Evolution, h_prime: int, gamma: int, draws: Draws) -> Sets:
-    """First sets: the best states over the candidates, then `warm_up` E-steps."""
-    alphabet = land.alphabet
+def begin(land: Landscape, model: Truncated, draws: Draws) -> Sets:
+    """First sets: all states, or the best over the candidates, then `warm_up` E-steps."""
+    alphabet, evolution = land.alphabet, model.sets
+    h_prime, gamma = (model.candidates, model.gamma) if model.evolves else (model.atoms, model.atoms)
     gamma = min(gamma, alphabet.slots)
     if h_prime < alphabet.atoms:
         chosen = land.candidates(h_prime).T
@@ -293,11 +280,11 @@ def tile_memory(alphabet: Alphabet, sets: Evolution, row_bytes: int) -> int:
 
 
 def _point_bytes(alphabet: Alphabet, sets: Evolution, row_bytes: int) -> int:
-    return (sets.size + sets.offspring) * (4 * 8 * alphabet.slots + 16 * 8) + 4 * row_bytes
+    return (sets.size + sets.offspring) * (6 * 8 * alphabet.slots + 16 * 8) + 4 * row_bytes
 
 
 def evolved(
-    batch: Batch, stage: Stage, model: Evolving, scene: Callable[[Tensor], Landscape], row_bytes: int
+    batch: Batch, stage: Stage, model: Truncated, scene: Callable[[Tensor], Landscape], row_bytes: int
 ) -> Iterator[tuple[slice, Tensor, Landscape, Sets]]:
     """One E-step for a batch, tile by tile: the tile's place in it, its rows, their landscape by `scene`, their sets.
 
@@ -311,12 +298,7 @@ def evolved(
         land = scene(batch.x[tile])
         x = batch.x[tile].to(land.dtype)
         draws = Draws(stage, batch.start + a, len(x), x.device)
-        if old is not None:
-            sets = restore(old[tile], land)
-        elif model.evolves:
-            sets = begin(land, model.sets, model.candidates, model.gamma, draws)
-        else:
-            sets = begin(land, model.sets, model.atoms, model.atoms, draws)
+        sets = begin(land, model, draws) if old is None else restore(old[tile], land)
         if model.evolves:
             sets = e_step(land, sets, model.sets, draws)
             new.append(store(sets, model.alphabet))

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import Batch, Codes, Model, Params, Probe, Stats
+from ..base import TRAINING, Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import native
 from ..outputs import Wanted
@@ -36,6 +36,8 @@ from .states import MOST_STATES, count_states
 from .variation import Alphabet
 
 PI_BOUND = 1e-5
+# What an update gives at least: its square, and one divided by that, are ordinary numbers.
+LEAST_SIGMA = 1e-15
 # exp of a difference below -80 is a float32 denormal: it costs ten times an ordinary exp and adds nothing to a sum.
 LOWEST_LOG = {torch.float32: -80.0, torch.float64: -700.0}
 # Above this score-to-noise ratio the rounding of float32 joints exceeds 0.01 nats.
@@ -62,8 +64,8 @@ class Truncated(Model):
     fixed: tuple[str, ...] = ()
     """Parameters that keep their start values: W, pi, sigma, …"""
     states: Literal["preselected", "evolutionary", "all"] = "preselected"
-    """States are chosen anew in every pass; or every point keeps a set of its own that evolves; or all states are
-    evaluated, where there are few atoms. The last two cut no data."""
+    """While learning, states are chosen anew in every pass; or every point keeps a set of its own that evolves; or all
+    states are evaluated, where there are few atoms. The last two cut no data. Codes come from preselected states."""
     evolution: Evolution = Evolution()  # noqa: RUF009 (it is frozen)
     """How evolutionary states evolve: set as evolution.size, evolution.parents, …"""
     hysteresis: bool = False
@@ -182,10 +184,10 @@ class Truncated(Model):
         """As `Model.adopt`; probabilities of 0 and 1 move to the nearest that the model can hold.
 
         Raises:
-            ModelError: σ is not positive, or π outside [0, 1].
+            ModelError: σ is below 1e-15, or π outside [0, 1].
         """
-        if name == "sigma" and not bool((given > 0).all()):
-            raise ModelError(f"sigma={float(given.min())}: standard deviations must be above 0")
+        if name == "sigma" and not bool((given >= LEAST_SIGMA).all()):
+            raise ModelError(f"sigma={float(given.min())}: standard deviations must be above 0, at least {LEAST_SIGMA}")
         if name == "pi" and not bool(((given >= 0) & (given <= 1)).all()):
             raise ModelError(f"pi holds {float(given.min())} to {float(given.max())}: probabilities lie in [0, 1]")
         given = given.clamp(LOWEST, 1 - LOWEST) if name == "pi" else given
@@ -235,15 +237,24 @@ class Truncated(Model):
             new["sigma"] = torch.maximum(sigma + stage.get("sigma_noise", 0.0) * draw(sigma), 0.1 * sigma)
         return {**params, **new}
 
+    def check_start(self, params: Params) -> None:
+        """As `Model.check_start`.
+
+        Raises:
+            ModelError: `fixed` names something else than a parameter.
+        """
+        known = sorted(name for name in params if not name.startswith(TRAINING))
+        for name in self.fixed:
+            if name not in known:
+                raise ModelError(f"fixed={name!r} is no parameter of {type(self).__name__}: {', '.join(known)}")
+
     def learned(self, params: Params, new: Params) -> Params:
         """The new parameters, those that are fixed as they were.
 
         Raises:
             ModelError: `fixed` names something else than a parameter.
         """
-        for name in self.fixed:
-            if name not in new:
-                raise ModelError(f"fixed={name!r} is no parameter of {type(self).__name__}: {', '.join(sorted(new))}")
+        self.check_start(new)
         return {name: params[name] if name in self.fixed else value for name, value in new.items()}
 
     def disturbed_pi(self, pi: Tensor, scale: float, draw: Tensor) -> Tensor:
@@ -252,11 +263,22 @@ class Truncated(Model):
 
     # -- the data cut ----------------------------------------------------------------------------------------------
 
+    def check_schedule(self, schedule: Schedule) -> None:
+        """As `Model.check_schedule`.
+
+        Raises:
+            ModelError: sets of states and a data cut.
+        """
+        self._cuts(max((strength for _, strength in schedule.ramps.get("ncut", ())), default=0.0))
+
     def surveys_at(self, stage: Stage) -> int:
         """Three histograms where the schedule cuts data, none otherwise."""
-        if self.by_sets and stage.get("ncut", 0.0) > 0:
+        return len(ROUNDS) if self._cuts(stage.get("ncut", 0.0)) else 0
+
+    def _cuts(self, strength: float) -> bool:
+        if self.by_sets and strength > 0:
             raise ModelError(f"schedule.ncut: {self.states} states are not limited to gamma atoms, so no data is cut")
-        return len(ROUNDS) if stage.get("ncut", 0.0) > 0 else 0
+        return strength > 0
 
     def row_memory(self) -> int:
         """The score by which the data cut ranks a point, float64, and what outlives a pass."""
@@ -283,16 +305,27 @@ class Truncated(Model):
             use = use & (draw < partial).to(use.device)
         return use
 
+    @property
+    def has_kernel(self) -> bool:
+        """Whether a compiled kernel computes this model's posteriors."""
+        return native.library() is not None
+
     def compiled(self, x: Tensor) -> bool:
-        """Whether the compiled kernel can do these rows: on the CPU, all entries observed, states chosen anew."""
-        anew = not self.by_sets and not self.hysteresis
-        return anew and native.usable(x) and not (self.missing and bool(torch.isnan(x).any()))
+        """Whether the compiled kernel can do these rows: on the CPU, all entries observed."""
+        return self.has_kernel and native.usable(x) and not (self.missing and bool(torch.isnan(x).any()))
+
+    def fusible(self) -> bool:
+        """Whether it can do the sums that this model learns from: its states are chosen anew in every pass."""
+        return self.has_kernel and not self.by_sets and not self.hysteresis
 
     def rows_in_use(self, params: Params, batch: Batch, stage: Stage) -> Tensor | None:
         """As `used`, before the rows' posteriors are computed; None where all are."""
-        if stage.get("cut_round", 0) < len(ROUNDS) and stage.get("partial", 1.0) >= 1.0:
-            return None
         log_z = batch.memo.get("log_z")
+        if stage.get("cut_round", 0) < len(ROUNDS):
+            if stage.get("partial", 1.0) >= 1.0:
+                return None
+            # No score counts without a threshold.
+            log_z = batch.x.new_zeros(len(batch.x), dtype=torch.float64)
         return self.used(self.log_z(params, batch, stage) if log_z is None else log_z, batch, stage)
 
     # -- the contract ----------------------------------------------------------------------------------------------

@@ -16,14 +16,13 @@ from ..base import Params
 from ..kernels.maximal import MaximalRows
 from ..schedule import Stage
 from .expectation import temperatures, too_large
+from .superposition import narrow
 
 if TYPE_CHECKING:
     from .maximal import Maximal
 
 BLOCK_BYTES = 1 << 20
 """Shares of a block's candidates."""
-# Beyond this range of powers float32 sums lose the smaller atoms of a state.
-FLOAT32_RANGE = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def maximal_rows(
     """
     weights, sigma, prior = params["W"].to(x.dtype), float(params["sigma"]), float(params["pi"])
     rho = model.rho(stage)
-    if too_large(weights.square().sum(0), 0.5 / sigma**2) or (rho is not None and _narrow(weights, rho)):
+    if too_large(weights.square().sum(0), 0.5 / sigma**2) or narrow(weights, rho):
         return None
     beta, heat = temperatures(stage, model.anneal_prior)
     kernel = MaximalRows(
@@ -132,10 +131,3 @@ def working_bytes(model: Maximal, rows: int, dim: int, item: int) -> int:
     block = block_rows(model, dim, item) * model.candidates * ((dim + 16) * item + 8)
     per_thread = 64 * (6 * (model.multi_states + model.candidates + 1) + dim // 8 + model.atoms // 2 + 64)
     return rows * per_row + block + torch.get_num_threads() * per_thread + 8 * 13 * dim * model.atoms
-
-
-def _narrow(weights: Tensor, rho: float) -> bool:
-    if weights.dtype == torch.float64:
-        return False
-    size = weights.abs()
-    return float(size.min() / size.max().clamp(min=1e-30)) ** rho < FLOAT32_RANGE

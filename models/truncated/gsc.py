@@ -85,8 +85,6 @@ class GSC(Truncated):
     """Noise: `sigma` [], `sigma` [D] (standard deviations), or `noise_covariance` [D, D]."""
     renormalise: bool = True
     """Whether atoms are brought to norm 1, their length moving into μ and Ψ."""
-    tile: int = 0
-    """Points worked on at once; 0: what fits the cache."""
 
     def __post_init__(self) -> None:
         Truncated.__post_init__(self)
@@ -95,8 +93,6 @@ class GSC(Truncated):
                 raise ModelError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
         if self.missing and self.noise == "full":
             raise ModelError("noise='full' cannot be combined with missing=True: choose scalar or diagonal noise")
-        if self.tile < 0:
-            raise ModelError(f"tile={self.tile}: give a number of points, or 0")
         if self.multi_states > MOST_STATES:
             raise ModelError(
                 f"h_prime={self.h_prime}, gamma={self.gamma} make {self.multi_states:,} states per point, "
@@ -156,7 +152,7 @@ class GSC(Truncated):
         if chosen is None:
             chosen = self.alone(theta, part, prior=False).topk(self.candidates, dim=1).indices
         part = replace(part, chosen=chosen)
-        rows = self.tile or self._tile_rows()
+        rows = self._tile_rows()
         parts = [
             self._tile(theta, part.pick(slice(a, a + rows)), stage, moments, states)
             for a in range(0, max(len(x), 1), rows)
@@ -312,7 +308,7 @@ class GSC(Truncated):
 
     def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if self.compiled(batch.x):
+        if self._fuses(batch):
             return self._fused(params, batch.x, stage, moments=False).log_z
         joints = lambda c: self.posterior(params, batch.x, stage, c, moments=False)  # noqa: E731
         return settled(joints, batch, hysteresis=self.hysteresis).log_z
@@ -323,9 +319,14 @@ class GSC(Truncated):
             return self._fused(params, x, None).mean.to(x.dtype)
         return self.posterior(params, x).sz
 
-    def compiled(self, x: Tensor) -> bool:
-        """As `Truncated.compiled`, for a diagonal Ψ and states of few atoms."""
-        return self.slab == "diagonal" and self.active <= MOST_ACTIVE and Truncated.compiled(self, x)
+    @property
+    def has_kernel(self) -> bool:
+        """For a diagonal Ψ and states of few atoms, where it was built."""
+        return self.slab == "diagonal" and self.active <= MOST_ACTIVE and native.library() is not None
+
+    def _fuses(self, batch: Batch) -> bool:
+        """Whether the kernel does the batch's sums: it chooses candidates itself."""
+        return self.fusible() and self.compiled(batch.x) and KEPT not in batch.memo
 
     def _fused(
         self, params: Params, x: Tensor, stage: Stage | None, *, use: Tensor | None = None, moments: bool = True
@@ -347,8 +348,7 @@ class GSC(Truncated):
             from . import slab_sets
 
             return slab_sets.statistics(self, params, batch, stage)
-        # The kernel chooses candidates itself.
-        if self.compiled(batch.x) and KEPT not in batch.memo:
+        if self._fuses(batch):
             return self._fused_statistics(params, batch, stage)
         q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         use = self.used(q.log_z, batch, stage)
@@ -427,14 +427,17 @@ class GSC(Truncated):
         """μ and ψ as mean and variance of active coefficients; those of atoms that were hardly active stay."""
         active = stats.s.clamp(min=1e-300)
         mean, square = stats.sz / active, stats.zz.diagonal() / active
-        variance = torch.maximum(square - mean.square(), LEAST_VARIANCE * square).clamp(min=1e-30)
+        # About the mean that is kept, where it is fixed.
+        center = params["mu"] if "mu" in self.fixed else mean
+        spread = square - 2 * center * mean + center.square()
+        variance = torch.maximum(spread, LEAST_VARIANCE * square).clamp(min=1e-30)
         rare = stats.s < RARE * stats.used
         return {"mu": torch.where(rare, params["mu"], mean), "psi": torch.where(rare, params["psi"], variance)}
 
     def _full_slab(self, params: Params, stats: GSCStats) -> Params:
         """μ and Ψ as mean and covariance of all of z, the inactive coefficients inferred from the active ones."""
         psi = params["psi"]
-        shift = psi @ stats.imputed / stats.used
+        shift = psi @ stats.imputed / stats.used * ("mu" not in self.fixed)
         cov = psi + psi @ stats.spread @ psi / stats.used - torch.outer(shift, shift)
         # Floors apply to the correlations, so that they do not depend on the scale of an atom.
         deviation = torch.maximum(cov.diagonal(), LEAST_VARIANCE * psi.diagonal()).clamp(min=1e-30).sqrt()
@@ -466,13 +469,16 @@ class GSC(Truncated):
 
     def memory(self, rows: int, dim: int) -> int:
         """Rows, scores, joints and moments of one batch, one tile's states, parameters and statistics in float64."""
-        item = 8 if self.dtype == "float64" else 4
-        if self.slab == "diagonal" and self.active <= MOST_ACTIVE and native.library() is not None and not self.missing:
+        item = 8 if self.dtype == "float64" or self.slab == "full" else 4
+        if self.fusible() and not self.missing:
             return working_bytes(self, rows, dim, item)
         pairs = self.candidates * (self.candidates + 1) // 2
         kinds = 2 if self.slab == "full" else 1
         own_gram = (3 * self.candidates + 6) * item if self.missing else 0
-        per_row = dim * (2 * item + 16 + own_gram) + (10 * self.atoms + 4 * kinds * pairs) * item + 24 * pairs
+        per_row = dim * (2 * item + 16 + own_gram) + (12 * self.atoms + 4 * kinds * pairs) * item + 24 * pairs
+        if self.hysteresis:
+            # A second posterior, and the better of both.
+            per_row += ((1 + 3 * kinds) * self.atoms + 3 * kinds * pairs) * item
         most = max([comb(self.candidates, g) for g in range(2, self.active + 1)], default=1)
         per_tile_row = (8 * most * self.active**2 + 3 * (self.atoms + self.multi_states)) * item
         fixed = 8 * (8 * dim * self.atoms + 8 * kinds * self.atoms**2 + (4 * dim**2 if self.noise == "full" else 0))
@@ -482,7 +488,7 @@ class GSC(Truncated):
             kept = Model.row_memory(self)
             tile = tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
             return rows * (dim * (2 * item + 16) + kept) + tile + 2 * fixed
-        return rows * per_row + (self.tile or self._tile_rows()) * per_tile_row + fixed
+        return rows * per_row + self._tile_rows() * per_tile_row + fixed
 
     def flops(self, dim: int) -> float:
         """Scores and Σ y<s∘z>ᵀ, and about m³ + 4 m² operations per state of m atoms."""

@@ -27,14 +27,13 @@ from torch import Tensor
 
 from ..base import Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
-from ..kernels import native
 from ..schedule import Stage
 from . import masked
 from .evolution import substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused import posterior_rows, working_bytes
 from .gram import gram_of
-from .hysteresis import settled
+from .hysteresis import KEPT, settled
 from .inference import Listed, with_zero
 from .states import StateTable, state_table
 
@@ -278,8 +277,9 @@ class Linear(Truncated):
 
     def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if self.compiled(batch.x):
-            return posterior_rows(self, params, self._centred(params, batch.x), stage, moments=False).log_z
+        if self.fusible() and self.compiled(batch.x):
+            x, candidates = self._centred(params, batch.x), batch.memo.get(KEPT)
+            return posterior_rows(self, params, x, stage, candidates=candidates, moments=False).log_z
         joints = lambda c: self.posterior(params, batch.x, stage, c)  # noqa: E731
         return settled(joints, batch, hysteresis=self.hysteresis).log_z
 
@@ -298,7 +298,7 @@ class Linear(Truncated):
             from . import linear_sets
 
             return linear_sets.statistics(self, params, batch, stage)
-        if self.compiled(batch.x):
+        if self.fusible() and self.compiled(batch.x):
             return self._fused(params, batch, stage)
         q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         mean, pair, value = self.moments(q)
@@ -351,7 +351,7 @@ class Linear(Truncated):
         """`statistics` through the compiled kernel."""
         x = self._centred(params, batch.x)
         use = self.rows_in_use(params, batch, stage)
-        q = posterior_rows(self, params, x, stage, candidates=batch.memo.get("candidates"), use=use)
+        q = posterior_rows(self, params, x, stage, candidates=batch.memo.get(KEPT), use=use)
         everything = torch.ones(len(x), dtype=torch.float64) if use is None else use.double()
         levels = q.counts.new_tensor(self.support)
         return LinearStats(
@@ -382,7 +382,12 @@ class Linear(Truncated):
             weights = torch.cat([weights, torch.zeros_like(weights[:, :1])], 1)
             ys = torch.cat([ys, stats.y[:, None]], 1)
             ss = torch.cat([torch.cat([ss, stats.s[:, None]], 1), torch.cat([stats.s, stats.used[None]])[None]])
-        weights = weights if "W" in self.fixed else weights + solve(ss, ys - weights @ ss)
+        fixed = ["W" in self.fixed] * self.atoms + ["offset" in self.fixed] * self.offset
+        free = torch.tensor([i for i, kept in enumerate(fixed) if not kept], device=ss.device, dtype=torch.int64)
+        if len(free):
+            # What is fixed stays out of the equations: the rest is the best beside it.
+            change = solve(ss[free[:, None], free], (ys - weights @ ss)[:, free])
+            weights = weights.index_add(1, free, change)
         residual = stats.yy - 2 * (weights * ys).sum() + ((weights @ ss) * weights).sum()
         least = 1e-6 * stats.yy / (used * dim)
         variance = torch.maximum(residual / (used * dim), least).clamp(min=1e-30)
@@ -416,10 +421,11 @@ class Linear(Truncated):
     def memory(self, rows: int, dim: int) -> int:
         """Rows and means of one batch (without the kernel also joints), parameters and statistics in float64."""
         item = 8 if self.dtype == "float64" else 4
-        if native.library() is not None and not (self.missing or self.by_sets or self.hysteresis):
-            return working_bytes(self, rows, dim, item) + 8 * (7 * dim * self.atoms + 9 * self.atoms**2)
         multi, pairs = self.multi_states, self.candidates * (self.candidates + 1) // 2
         columns = self.levels * self.candidates + pairs
+        if self.fusible() and not self.missing:
+            fixed = 8 * (7 * dim * self.atoms + 9 * self.atoms**2) + 32 * multi * columns
+            return working_bytes(self, rows, dim, item) + fixed
         item_dims = (3 * self.candidates + 6) * item if self.missing else 0
         per_row = (
             dim * (item + 16 + item_dims)

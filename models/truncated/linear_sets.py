@@ -55,10 +55,11 @@ class LinearLandscape(Landscape):
         """`x` [n, D] without the offset."""
         self._model, self._theta = model, theta
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
-        scores = x @ theta.weights.to(x.dtype)
-        if too_large(scores, max(abs(v) for v in model.support) / theta.sigma**2):
+        scores, factor = x @ theta.weights.to(x.dtype), max(abs(v) for v in model.support) / theta.sigma**2
+        if too_large(scores, factor):
             x = x.double()
             scores = x @ theta.weights
+            too_large(scores, factor)
         super().__init__(model.alphabet, x)
         self.scores = scores
         self._gram, self._value, self._odds = (t.to(x.dtype) for t in (theta.gram, theta.value, theta.odds))

@@ -30,19 +30,19 @@ from torch import Tensor
 
 from ..base import TRAINING, Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
-from ..kernels import native
 from ..schedule import Schedule, Stage
 from . import masked
 from .evolution import substitutions, tile_memory
 from .expectation import PI_BOUND, Truncated, normalise, temperatures, too_large
-from .fused_maximal import FLOAT32_RANGE, Rows, maximal_rows, working_bytes
-from .hysteresis import settled
+from .fused_maximal import Rows, maximal_rows, working_bytes
+from .hysteresis import KEPT, settled
 from .inference import Listed, with_zero
 from .prior import mass, truncated_pi
 from .states import MOST_STATES
 from .superposition import (
     exact_predictions,
     exact_shares,
+    narrow,
     powers,
     smooth_predictions,
     smooth_shares,
@@ -227,11 +227,7 @@ class Maximal(Truncated):
     def _pixels(self, weights: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None) -> Tensor:
         """[H', points·dimensions] the candidates' atoms in a tile."""
         atoms = weights.T[:, dims][chosen[rows].T].flatten(1)
-        if rho is None or atoms.dtype == torch.float64:
-            return atoms
-        size = weights.abs()
-        narrow = float(size.min() / size.max().clamp(min=1e-30)) ** rho < FLOAT32_RANGE
-        return atoms.double() if narrow else atoms
+        return atoms.double() if narrow(weights, rho) else atoms
 
     def _predictions(
         self, weights: Tensor, chosen: Tensor, rows: slice, dims: slice, rho: float | None
@@ -265,8 +261,8 @@ class Maximal(Truncated):
 
     def log_z(self, params: Params, batch: Batch, stage: Stage) -> Tensor:
         """[n] float64: ranks points for the data cut."""
-        if self.compiled(batch.x):
-            return self._fused(params, batch.x, stage).log_z
+        if self.fusible() and self.compiled(batch.x):
+            return self._fused(params, batch.x, stage, candidates=batch.memo.get(KEPT)).log_z
         joints = lambda c: self.posterior(params, batch.x, stage, c)  # noqa: E731
         return settled(joints, batch, hysteresis=self.hysteresis).log_z
 
@@ -320,7 +316,7 @@ class Maximal(Truncated):
             from . import maximal_sets
 
             return maximal_sets.statistics(self, params, batch, stage)
-        if self.compiled(batch.x):
+        if self.fusible() and self.compiled(batch.x):
             return self._fused_statistics(params, batch, stage)
         q = settled(lambda c: self.posterior(params, batch.x, stage, c), batch, hysteresis=self.hysteresis)
         use = self.used(q.log_z, batch, stage)
@@ -359,7 +355,7 @@ class Maximal(Truncated):
         return self._fused(params, x.double(), stage, **wanted) if found is None else found
 
     def _fused_statistics(self, params: Params, batch: Batch, stage: Stage) -> MaximalStats:
-        use, candidates = self.rows_in_use(params, batch, stage), batch.memo.get("candidates")
+        use, candidates = self.rows_in_use(params, batch, stage), batch.memo.get(KEPT)
         q = self._fused(params, batch.x, stage, candidates=candidates, use=use, shares=True)
         single = q.single
         total = single.sum(0, dtype=torch.float64)
@@ -460,9 +456,10 @@ class Maximal(Truncated):
             kept = Model.row_memory(self)
             tile = tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
             return rows * (dim * (2 * item + 16) + kept) + tile + 8 * 20 * dim * self.atoms
-        if native.library() is not None and not (self.missing or self.hysteresis):
-            # A smoothed maximum may need float64.
-            return working_bytes(self, rows, dim, item if self.superposition == "max" else 8)
+        if self.fusible() and not self.missing:
+            # A smoothed maximum may need float64, and with it a copy of the rows.
+            wide = item < 8 and self.superposition != "max"
+            return working_bytes(self, rows, dim, 8 if wide else item) + (rows * dim * item if wide else 0)
         per_row = (
             dim * ((4 if self.missing else 2) * item + 16)
             + (4 * self.atoms + 5 * self.multi_states + 4 * self.candidates) * item

@@ -19,7 +19,8 @@ from ..base import Batch, Params
 from ..schedule import Stage
 from .evolution import Landscape, Sets, evolved, weights
 from .expectation import temperatures, too_large
-from .maximal import FLOAT32_RANGE, Maximal, MaximalStats
+from .maximal import Maximal, MaximalStats
+from .superposition import narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +39,17 @@ class MaximalLandscape(Landscape):
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
         self.sigma, prior = float(params["sigma"]), float(params["pi"])
         self.logit, self.wanted = log(prior) - log1p(-prior), prior * model.atoms
-        energy = params["W"].square().sum(0).to(x.dtype)
-        if too_large(torch.cat([x.square().sum(1), energy]), 0.5 / self.sigma**2):
+        energy, factor = params["W"].square().sum(0), 0.5 / self.sigma**2
+        if too_large(torch.cat([x.square().sum(1), energy.to(x.dtype)]), factor):
             x = x.double()
+            too_large(torch.cat([x.square().sum(1), energy]), factor)
         super().__init__(model.alphabet, x)
         self.x = x
         self.weights = params["W"].to(x.dtype)
         self.rho = model.rho(stage)
         table = self.weights.T
         if self.rho is not None:
-            size = self.weights.abs()
-            narrow = float(size.min() / size.max().clamp(min=1e-30)) ** self.rho < FLOAT32_RANGE
-            table = table.double() if narrow else table
+            table = table.double() if narrow(self.weights, self.rho) else table
             self.top = table.abs().amax(0).clamp(min=torch.finfo(table.dtype).tiny)
             relative = table / self.top
             table = relative.sign() * relative.abs().pow(self.rho)

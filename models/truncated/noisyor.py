@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..base import TRAINING, Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
+from ..outputs import Wanted
 from ..schedule import Schedule, Stage
 from .draws import Draws
 from .evolution import Landscape, Sets, begin, e_step, evolved, substitutions, tile_memory, tile_rows, weights
@@ -143,13 +144,26 @@ class NoisyOR(Truncated):
         """There is no data cut to rank points for."""
         raise ModelError("noisyor has no data cut")
 
+    def infer(self, params: Params, batch: Batch, wanted: Wanted) -> dict[str, Tensor]:
+        """The codes.
+
+        Raises:
+            ModelError: more than that is wanted.
+        """
+        if not wanted.plain:
+            beyond = [name for name in wanted.outputs if name != "mean"]
+            what = f"outputs={beyond}" if beyond else f"adaptive={wanted.adaptive}"
+            raise ModelError(f"{what}: noisyor tells posterior means only, which outputs=mean gives")
+        codes = self.encode(params, batch)
+        return {"indices": codes.indices, "values": codes.values}
+
     def listed(self, params: Params, x: Tensor) -> Listed:
         """Refused: a point's states are a set of its own, not those over candidates.
 
         Raises:
             ModelError: always.
         """
-        raise ModelError("noisyor tells posterior means only: leave out the other --outputs")
+        raise ModelError("noisyor evaluates no states over candidates")
 
     def means(self, params: Params, x: Tensor) -> Tensor:
         """<s> [n, H], from sets that are begun for these rows alone."""
@@ -158,7 +172,7 @@ class NoisyOR(Truncated):
         for a in range(0, max(len(x), 1), rows):
             land = NoisyOrLandscape(self, params, x[a : a + rows], None)
             draws = Draws.alike(len(land.x), x.device)
-            found = begin(land, self.sets, self.candidates, self.gamma, draws)
+            found = begin(land, self, draws)
             if self.evolves:
                 found = e_step(land, found, self.evolution, draws)
             out.append(self._active(found, weights(land, found)[0]))
@@ -214,7 +228,7 @@ class NoisyOR(Truncated):
         both = (stats.causes - stats.s).clamp(min=1e-300)
         fast = 1 - (stats.causes - stats.ones) * (1 - old) / both
         bounded = lambda w: torch.where(seen, w, old).clamp(BOUND, 1 - BOUND)  # noqa: E731
-        tries = comparable and not last
+        tries = comparable and not last and "W" not in self.fixed
         new = {
             "W": bounded(fast if tries else safe),
             "pi": (stats.s / stats.used).clamp(PI_BOUND, 1 - PI_BOUND),
@@ -223,7 +237,7 @@ class NoisyOR(Truncated):
             TRIAL: torch.full_like(params[TRIAL], float(tries)),
         }
         noisy = self.disturbed(new, stage)
-        return {**noisy, "W": noisy["W"].clamp(BOUND, 1 - BOUND)}
+        return self.learned(params, {**noisy, "W": noisy["W"].clamp(BOUND, 1 - BOUND)})
 
     def _comparable(self, stage: Stage) -> bool:
         """Whether free energies of successive updates say whether W got better."""

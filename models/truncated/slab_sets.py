@@ -42,10 +42,12 @@ class SlabLandscape(Landscape):
         x = x.double() if model.slab == "full" else x
         theta = model.theta(params, x.dtype)
         scores = x @ theta.scaled
-        if too_large(scores, float((theta.mu.abs() + theta.variance.sqrt()).max())):
+        factor = float((theta.mu.abs() + theta.variance.sqrt()).max())
+        if too_large(scores, factor):
             x = x.double()
             theta = model.theta(params, x.dtype)
             scores = x @ theta.scaled
+            too_large(scores, factor)
         super().__init__(model.alphabet, x)
         self.theta, self.scores = theta, scores
         self.wanted = float(params["pi"].sum())

@@ -22,6 +22,9 @@ from math import comb
 import torch
 from torch import Tensor
 
+# Beyond this range of powers float32 sums lose the smaller atoms of a state.
+FLOAT32_RANGE = 1e-30
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -112,6 +115,14 @@ class Powers:
     sums: list[Tensor]
     """[C_m, p] for m = 2 … γ."""
     rho: float
+
+
+def narrow(weights: Tensor, rho: float | None) -> bool:
+    """Whether sums of powers of these weights, with exponent ρ (None: the maximum itself), need float64 and are not."""
+    if rho is None or weights.dtype == torch.float64:
+        return False
+    size = weights.abs()
+    return float(size.min() / size.max().clamp(min=1e-30)) ** rho < FLOAT32_RANGE
 
 
 def powers(atoms: Tensor, active: int, rho: float) -> Powers:

@@ -1,5 +1,6 @@
 """One battery for every model: add a row to CASES and it runs through all of it."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +173,12 @@ def test_dictionary_is_dim_by_atoms(case):
 def test_there_are_parameters_to_publish(case):
     params = start(case.model())
     assert any(not n.startswith(TRAINING) for n in params)
+
+
+@each
+def test_the_description_is_plain_and_makes_the_model_again(case):
+    model = case.model()
+    assert make_model(case.name, json.loads(json.dumps(model.describe()))) == model
 
 
 @each

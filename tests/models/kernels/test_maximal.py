@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sparsefleet.models import Batch, Probe, Stage, make_model
+from sparsefleet.models.kernels.maximal import MaximalRows
 
-from .twins import both, close, compiled, update_differs
+from .twins import both, close, compiled, on_threads, surveyed, update_differs
 
 ROWS, DIM, ATOMS = 45, 21, 19
 CASES = {
@@ -64,6 +65,35 @@ def test_means_and_scores_of_the_cut_agree(monkeypatch, case):
     stage = Stage(step=0, steps=2, rows=ROWS, values={"T": 1.4})
     assert close(*both(monkeypatch, lambda: model.means(params, y)), 1e-11)
     assert close(*both(monkeypatch, lambda: model.log_z(params, Batch(y), stage)), 1e-11)
+
+
+@each
+def test_given_candidates_also_rank_points_for_the_cut(monkeypatch, case):
+    model, params, y = problem(case)
+    params["pi"] = torch.tensor(0.3, dtype=torch.float64)
+    stage = Stage(step=0, steps=2, rows=ROWS, values={"ncut": 1.0})
+    draw = torch.Generator().manual_seed(1)
+    given = torch.stack([torch.randperm(ATOMS, generator=draw)[: model.candidates] for _ in range(ROWS)])
+    batch = lambda: Batch(y, memo={"candidates": given})  # noqa: E731
+    assert close(*both(monkeypatch, lambda: model.log_z(params, batch(), stage)), 1e-11)
+
+    def cut():
+        block = batch()
+        return model.statistics(params, block, surveyed(model, params, block, stage))
+
+    fast, slow = both(monkeypatch, cut)
+    assert 0 < fast.used < ROWS
+    assert close(fast.flatten(), slow.flatten(), 1e-11)
+
+
+@pytest.mark.parametrize("case", ["mca", "mmca smoothed"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_any_number_of_threads_gives_the_same(monkeypatch, case, dtype):
+    model, params, y = problem(case, dtype, rows=200)
+    stage = Stage(step=0, steps=2, rows=200)
+    one, three = on_threads(monkeypatch, MaximalRows, lambda: model.statistics(params, Batch(y), stage))
+    assert len(one) == len(three) > 4
+    assert all(torch.equal(a, b) for a, b in zip(one, three))
 
 
 @each

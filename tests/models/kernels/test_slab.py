@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sparsefleet.models import Batch, Probe, Stage, make_model
+from sparsefleet.models.kernels.slab import SlabRows
 
-from .twins import both, close, compiled, update_differs
+from .twins import both, close, compiled, on_threads, surveyed, update_differs
 
 ROWS, DIM, ATOMS = 77, 12, 19
 CASES = {
@@ -46,6 +47,29 @@ def test_means_and_scores_of_the_cut_agree(monkeypatch, case):
     stage = Stage(step=0, steps=2, rows=ROWS, values={"T": 1.4})
     assert close(*both(monkeypatch, lambda: model.means(params, y)), 1e-12)
     assert close(*both(monkeypatch, lambda: model.log_z(params, Batch(y), stage)), 1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_given_candidates_also_rank_points_for_the_cut(case):
+    model, params, y = problem(case)
+    stage = Stage(step=0, steps=2, rows=ROWS, values={"ncut": 1.0})
+    draw = torch.Generator().manual_seed(1)
+    given = torch.stack([torch.randperm(ATOMS, generator=draw)[: model.candidates] for _ in range(ROWS)])
+    batch = Batch(y, memo={"candidates": given})
+    expected = model.posterior(params, y, stage, given, moments=False)
+    assert close(model.log_z(params, batch, stage), expected.log_z, 1e-12)
+    stats = model.statistics(params, batch, surveyed(model, params, batch, stage))
+    assert 0 < stats.used < ROWS
+    assert close(stats.log_evidence, expected.log_evidence.sum(), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_any_number_of_threads_gives_the_same(monkeypatch, dtype):
+    model, params, y = problem("usual", dtype, rows=300)
+    stage = Stage(step=0, steps=2, rows=300, values={"T": 1.5})
+    one, three = on_threads(monkeypatch, SlabRows, lambda: model.statistics(params, Batch(y), stage))
+    assert len(one) == len(three) > 4
+    assert all(torch.equal(a, b) for a, b in zip(one, three))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 17, 129])

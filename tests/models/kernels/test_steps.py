@@ -7,8 +7,17 @@ import torch
 from sparsefleet.models.kernels import Adam, Moments, native, tangent
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def twin(request, monkeypatch):
+    """Each test with the compiled kernels and with their torch twins."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "usable", lambda *_: False)
+    elif native.library() is None:
+        pytest.skip("the kernels were not compiled")
+
+
 @pytest.mark.parametrize("shape", [(), (3, 5), (300_001,)])
-def test_equals_torchs_adam(shape):
+def test_equals_torchs_adam(twin, shape):
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(shape, generator=generator, dtype=torch.float64)
     leaf = value.clone().requires_grad_(True)
@@ -22,7 +31,7 @@ def test_equals_torchs_adam(shape):
         torch.testing.assert_close(ours.value, leaf.detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_bits_do_not_depend_on_the_number_of_threads():
+def test_bits_do_not_depend_on_the_number_of_threads(twin):
     generator = torch.Generator().manual_seed(0)
     value, gradient = torch.randn(1_000_003, generator=generator), torch.randn(1_000_003, generator=generator)
     old = Moments(value, 0.1 * gradient, gradient.square())
@@ -38,10 +47,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("compiled", [True, False])
-def test_orthogonal_steps_project_first_and_leave_unit_rows(monkeypatch, dtype, compiled):
-    if not compiled:
-        monkeypatch.setattr(native, "usable", lambda *_: False)
+def test_orthogonal_steps_project_first_and_leave_unit_rows(twin, dtype):
     generator = torch.Generator().manual_seed(0)
     gradient = torch.randn(70, 33, generator=generator).to(dtype)
     value = torch.nn.functional.normalize(torch.randn(70, 33, generator=generator).to(dtype), dim=1)

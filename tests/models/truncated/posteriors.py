@@ -1,8 +1,6 @@
 """Small problems whose posteriors can be enumerated, one per model and setting, and their every output."""
 
-import importlib.util
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +8,7 @@ import pytest
 import torch
 from sparsefleet.models import OUTPUTS, Batch, Wanted, make_model
 
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "reference.py")
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from .. import reference
 
 DIM, ATOMS, ROWS = 5, 4, 12
 ALL = tuple(OUTPUTS)

@@ -1,8 +1,5 @@
 """BSC against exact enumeration, and the guarantees of its EM steps."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsefleet.models import Batch, ModelError, Probe, Schedule, Stage, make_model
 
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "reference.py")
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from .. import reference
 
 PLAIN = Stage(step=0, steps=1)
 

@@ -1,19 +1,16 @@
 """Evolutionary states: what Drefs, Guiraud, Lücke (2022) prove holds, for every model, on any number of workers."""
 
-import importlib.util
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sparsefleet.models import Batch, ModelError, Stage, make_model
+from sparsefleet.models import Batch, ModelError, Schedule, Stage, make_model
+from sparsefleet.workers import LearnJob
 
-_spec = importlib.util.spec_from_file_location("learning", Path(__file__).parent / "learning.py")
-learning = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(learning)
+from . import learning
 
 DIM, ATOMS, ROWS = 6, 6, 40
 EMPTY, VOID = -1, -2
@@ -227,6 +224,26 @@ def test_the_data_cut_is_refused():
     assert "ncut" not in model.schedule().ramps
     with pytest.raises(ModelError, match="no data is cut"):
         model.surveys_at(Stage(step=0, steps=1, values={"ncut": 0.5}))
+    asked = Schedule(passes=9, update_every="pass", batch_rows=9, ramps={"ncut": ((0, 0), (1, 0.5))})
+    with pytest.raises(ModelError, match="no data is cut"):
+        model.check_schedule(asked)
+    make_model("bsc", {"atoms": 5}).check_schedule(asked)
+    job = LearnJob.parse({"data": "none", "atoms": 5, "schedule": {"ncut": [(0, 1)]}})
+    with pytest.raises(ModelError, match="no data is cut"):
+        job.build_schedule(model)
+
+
+@pytest.mark.parametrize("case", SUMMED, ids=lambda c: c.id)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "large"])
+def test_rows_that_are_not_finite_are_refused(case, dtype, bad):
+    y, model = data(), case.model(dtype=dtype)
+    params = start(model, y)
+    y[17, 3] = (1e38 if dtype == "float32" else 1e300) if bad == "large" else bad
+    if bad == "large":
+        params = {n: p * 1e290 if n == "W" else p for n, p in params.items()}
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        model.statistics(params, Batch(y.to(model.torch_dtype)), Stage(step=0, steps=1))
 
 
 @pytest.mark.parametrize(

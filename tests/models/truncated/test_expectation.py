@@ -1,19 +1,19 @@
 """What every model learned with Expectation Truncation must do, one row per model."""
 
-import importlib.util
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sparsefleet.models import Batch, ModelError, Schedule, Stage, make_model
+from sparsefleet.models.kernels import native
+from sparsefleet.storage import create_dataset
+from sparsefleet.workers import LearnJob, run
+from sparsefleet.workers.plan import plan
 
-_spec = importlib.util.spec_from_file_location("learning", Path(__file__).parent / "learning.py")
-learning = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(learning)
+from . import learning
 
 DIM, ATOMS, ROWS = 6, 8, 200
 
@@ -41,6 +41,7 @@ CASES = [
     Case("mca"),
     Case("mmca"),
 ]
+NOISY = Case("noisyor", {"evolution": {"size": 10, "warm_up": 0}})
 each = pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join([c.name, *c.settings]))
 
 
@@ -180,9 +181,9 @@ def test_resuming_equals_going_on(case):
     assert all(torch.equal(params[n], whole[n]) for n in whole)
 
 
-@each
+@pytest.mark.parametrize("case", [*CASES, NOISY], ids=lambda c: "-".join([c.name, *c.settings]))
 def test_fixed_parameters_keep_their_start_values(case):
-    y = data()
+    y = (data() > 0.4).double() if case is NOISY else data()
     names = [n for n in start(case.model(), y) if not n.startswith("training/")]
     for name in names:
         model = case.model(fixed=[name])
@@ -193,3 +194,56 @@ def test_fixed_parameters_keep_their_start_values(case):
         assert np.isfinite(trace[-1]["free_energy"])
     with pytest.raises(ModelError, match="fixed='nothing'"):
         learning.run(case.model(fixed=["nothing"]), y, 1)
+    with pytest.raises(ModelError, match="fixed='training/W' is no parameter"):
+        case.model(fixed=["training/W"]).check_start(start(case.model(), y))
+
+
+def test_a_job_that_fixes_what_is_no_parameter_ends_before_it_reads_data(tmp_path):
+    form = {
+        "arrays": {"data": ((DIM,), "float32")},
+        "shard_rows": 30,
+        "chunk_rows": 30,
+        "attributes": {"kind": "dense"},
+    }
+    writer = create_dataset(str(tmp_path / "data.zarr"), rows=30, **form)
+    writer.write(*writer.shards(), data=data(rows=30).float().numpy())
+    writer.finish()
+    own = {"data": str(tmp_path / "data.zarr"), "store": str(tmp_path / "store"), "atoms": 5}
+    job = LearnJob.parse({**own, "settings": {"fixed": ["nothing"]}})
+    with pytest.raises(ModelError, match="fixed='nothing'"):
+        plan(job)
+    with pytest.raises(ModelError, match="fixed='nothing'"):
+        next(run("learn", job))
+
+
+@each
+@pytest.mark.parametrize("sigma", [0.0, 1e-200, -1.0])
+def test_noise_that_no_update_gives_is_refused(case, sigma):
+    if case.settings.get("noise") == "full":
+        return
+    y, model = data(), case.model()
+    own = start(model, y)["sigma"]
+    with pytest.raises(ModelError, match="at least 1e-15"):
+        model.adopt("sigma", torch.full_like(own, sigma), own)
+    assert torch.equal(model.adopt("sigma", torch.full_like(own, 1e-15), own), torch.full_like(own, 1e-15))
+
+
+@each
+def test_drawing_points_needs_no_scores(case, monkeypatch):
+    y, model = data(), case.model()
+    monkeypatch.setattr(type(model), "log_z", lambda *_: pytest.fail("the E-step ran twice"))
+    stats = model.statistics(start(model, y), Batch(y), Stage(step=0, steps=9, values={"partial": 0.5}))
+    assert 0 < float(stats.used) < ROWS
+
+
+@pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled")
+@each
+@pytest.mark.parametrize("more", [{"hysteresis": True}, {"states": "evolutionary"}], ids=str)
+def test_codes_come_from_the_kernel_however_states_were_learned(case, more, monkeypatch):
+    y = data()
+    params = start(case.model(), y)
+    expected = case.model().means(params, y)
+    ran, real = list[str](), native.call
+    monkeypatch.setattr(native, "call", lambda name, *given: (ran.append(name), real(name, *given))[1])
+    assert torch.equal(case.model(**more).means(params, y), expected)
+    assert bool(ran) == (case.settings.get("slab") != "full")

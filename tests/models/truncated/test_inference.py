@@ -1,17 +1,13 @@
 """Posterior outputs of every model against enumeration of all states, and what adaptive refinement changes."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from sparsefleet.models import Batch, ModelError, make_model
 from sparsefleet.models.truncated.states import state_table
 
-_spec = importlib.util.spec_from_file_location("posteriors", Path(__file__).parent / "posteriors.py")
-posteriors = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(posteriors)
+from . import posteriors
+
 ATOMS, CASES, ROWS, each = posteriors.ATOMS, posteriors.CASES, posteriors.ROWS, posteriors.each
 dense, infer, number_of = posteriors.dense, posteriors.infer, posteriors.number_of
 enumerated, problem = posteriors.enumerated, posteriors.problem

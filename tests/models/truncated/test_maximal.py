@@ -1,8 +1,6 @@
 """MCA and MMCA against exact enumeration, and what keeps their EM steps from losing free energy."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +8,9 @@ import torch
 from sparsefleet.models import Batch, ModelError, Stage, make_model
 from sparsefleet.models.truncated import maximal
 
+from .. import reference
+from . import learning
 
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = _load(Path(__file__).parents[1] / "reference.py")
-learning = _load(Path(__file__).parent / "learning.py")
 PLAIN = Stage(step=0, steps=1)
 DIM, ATOMS = 5, 6
 NAMES = ["mca", "mmca"]

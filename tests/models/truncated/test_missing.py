@@ -1,23 +1,14 @@
 """Rows with missing entries: posteriors of the observed dimensions alone, and EM that still climbs."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sparsefleet.models import Batch, ModelError, Stage, make_model
 
+from . import learning, posteriors
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-posteriors, learning = load("posteriors"), load("learning")
 ATOMS, DIM, infer = posteriors.ATOMS, posteriors.DIM, posteriors.infer
 CASES = [c for c in posteriors.CASES if c.settings.get("noise") != "full"]
 each = pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join([c.name, *map(str, c.settings)]))

@@ -1,18 +1,14 @@
 """Noisy-OR against enumeration, and the guarantees of its updates."""
 
-import importlib.util
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sparsefleet.models import Batch, ModelError, Stage, make_model
+from sparsefleet.models import Batch, ModelError, Stage, Wanted, make_model
 from sparsefleet.models.truncated.noisyor import BOUND, SAFE, TRIAL
 
-_spec = importlib.util.spec_from_file_location("learning", Path(__file__).parent / "learning.py")
-learning = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(learning)
+from . import learning
 
 ATOMS, DIM, ROWS = 4, 6, 50
 PLAIN = Stage(step=0, steps=9, rows=ROWS)
@@ -75,6 +71,24 @@ def test_the_posterior_is_that_of_enumeration(seed):
     ones = np.einsum("nm,nd,md,mh->dh", q, y.numpy(), inverse, states)
     assert np.allclose(stats.causes.numpy(), causes, rtol=1e-9)
     assert np.allclose(stats.ones.numpy(), ones, rtol=1e-9)
+
+
+def test_all_states_are_those_of_all_atoms_in_codes_too():
+    y, params = problem(4)
+    states, q = posterior(y, params)
+    few = model_of(h_prime=2, gamma=1)
+    assert np.allclose(few.means(params, y).numpy(), q @ states, atol=1e-11)
+
+
+def test_outputs_are_codes_alone():
+    y, params = problem(5)
+    model = model_of()
+    found, codes = model.infer(params, Batch(y), Wanted()), model.encode(params, Batch(y))
+    assert torch.equal(found["indices"], codes.indices) and torch.equal(found["values"], codes.values)
+    with pytest.raises(ModelError, match=r"outputs=\['map', 'reconstruction'\]: noisyor"):
+        model.infer(params, Batch(y), Wanted(outputs=("mean", "map", "reconstruction")))
+    with pytest.raises(ModelError, match="adaptive=2: noisyor"):
+        model.infer(params, Batch(y), Wanted(adaptive=2))
 
 
 @pytest.mark.parametrize("seed", range(3))
