@@ -53,7 +53,7 @@ def start(x: Tensor, atoms: int, k: int):
     return model, model.init(Probe(len(x), wide.mean(0), wide.var(0), wide), torch.Generator().manual_seed(0))
 
 
-def ours(x: Tensor, atoms: int, k: int) -> Step:
+def ours(x: Tensor, atoms: int, k: int, rows: int) -> Step:
     """Statistics, their reduction and the update, as the learning loop makes them with one worker."""
     from sparsefleet.models import Batch, Stage
     from sparsefleet.workers.communicator import Solo
@@ -71,7 +71,7 @@ def ours(x: Tensor, atoms: int, k: int) -> Step:
     return step
 
 
-def dense_autograd(x: Tensor, atoms: int, k: int) -> Step:
+def dense_autograd(x: Tensor, atoms: int, k: int, rows: int) -> Step:
     """The same loss and update in the plain way: dense codes, autograd, torch's Adam."""
     from sparsefleet.models.autoencoders.autoencoder import WEIGHTS
 
@@ -98,7 +98,7 @@ def dense_autograd(x: Tensor, atoms: int, k: int) -> Step:
     return step
 
 
-def bound(x: Tensor, atoms: int, k: int) -> Step:
+def bound(x: Tensor, atoms: int, k: int, rows: int) -> Step:
     """One encoder product in float32 and torch's top-k: whatever a step does besides is overhead."""
     _, params = start(x, atoms, k)
     out = torch.empty(0)
@@ -113,7 +113,7 @@ def bound(x: Tensor, atoms: int, k: int) -> Step:
     return step
 
 
-def sparsify(x: Tensor, atoms: int, k: int) -> Step:
+def sparsify(x: Tensor, atoms: int, k: int, rows: int) -> Step:
     """eai-sparsify, with Adam instead of its signum; decoder norm, projection and counters as in its trainer."""
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -140,7 +140,7 @@ def sparsify(x: Tensor, atoms: int, k: int) -> Step:
     return step
 
 
-def dictionary_learning(x: Tensor, atoms: int, k: int) -> Step:
+def dictionary_learning(x: Tensor, atoms: int, k: int, rows: int) -> Step:
     """dictionary-learning's own trainer."""
     from dictionary_learning.trainers.top_k import TopKTrainer
 
@@ -166,7 +166,7 @@ def dictionary_learning(x: Tensor, atoms: int, k: int) -> Step:
     return step
 
 
-def sae_lens(x: Tensor, atoms: int, k: int) -> Step:
+def sae_lens(x: Tensor, atoms: int, k: int, rows: int) -> Step:
     """sae-lens's own trainer with its default TopK."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
@@ -175,7 +175,7 @@ def sae_lens(x: Tensor, atoms: int, k: int) -> Step:
     torch.manual_seed(0)
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=x.shape[1], d_sae=atoms, k=k))
     cfg = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=4096, lr=rate(atoms), lr_end=rate(atoms)
+        total_training_samples=10**9, train_batch_size_samples=rows, lr=rate(atoms), lr_end=rate(atoms)
     )
     trainer = SAETrainer(cfg, sae, iter([x]))
 
@@ -187,7 +187,7 @@ def sae_lens(x: Tensor, atoms: int, k: int) -> Step:
     return step
 
 
-def overcomplete(x: Tensor, atoms: int, k: int) -> Step:
+def overcomplete(x: Tensor, atoms: int, k: int, rows: int) -> Step:
     """overcomplete's loop with its monitoring off."""
     # The package's own start imports vision libraries that its autoencoders do not need.
     spec = importlib.util.find_spec("overcomplete")
@@ -248,7 +248,7 @@ def main() -> None:
     name, dim, atoms, k, rows, threads = sys.argv[1], *map(int, sys.argv[2:7])
     torch.set_num_threads(threads)
     x = make_rows(POOL, dim)
-    step = (PEERS[name][1] if name in PEERS else OWN[name])(x, atoms, k)
+    step = (PEERS[name][1] if name in PEERS else OWN[name])(x, atoms, k, rows)
     before = now_mb()
     source = batches(x, rows)
     print(json.dumps({"ready": True}), flush=True)

@@ -6,6 +6,7 @@ A variant is its activation σ, a choice of entries of u that stay (one step of 
 whatever the penalty), and what its loss adds to the squared error |s x - W_dec^T z - b_dec|^2. An active entry is one
 that is not 0, whatever its sign. Latents that have not fired for `dead_tokens` rows are revived by AuxK
 (`auxiliary.py`). Rows of W_dec have norm 1; the gradient along them is removed before each step (Bricken et al. 2023).
+Those of an autoencoder that was imported may have any norm; they are normalised where a run starts from it.
 
 With `target` the decoder predicts another array of the data set instead of the rows themselves (a transcoder, Dunefsky
 et al. 2024): s' y ~ W_dec^T z + b_dec, and nothing is subtracted from x.
@@ -19,6 +20,8 @@ lie latent by latent, so that every sparse operation gathers rows.
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +42,7 @@ from .selection import chunk_rows, joined, pre_activations
 from .sparse import Code, make_code
 from .sums import GradientSums, Rows, zeros
 
+LOG = logging.getLogger(__name__)
 WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
 
 
@@ -187,6 +191,16 @@ class Autoencoder(Model):
         del params, probe
         return {}
 
+    def adopt(self, name: str, given: Tensor, own: Tensor) -> Tensor:
+        """See `Model.adopt`; given atoms are normalised, which is said (rows of zeros stay)."""
+        taken = super().adopt(name, given, own)
+        if name != "W_dec":
+            return taken
+        changed = int(((torch.linalg.vector_norm(given, dim=1) - 1).abs() > 1e-4).sum())
+        if changed:
+            LOG.warning("%d of %d given atoms did not have norm 1 and were normalised", changed, len(given))
+        return start.unit_rows(given).to(own.dtype)
+
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> GradientSums:
         """The gradient of the loss summed over the batch's rows, and the sums behind the counters and metrics."""
         sums = zeros(params, self.tallies)
@@ -213,7 +227,11 @@ class Autoencoder(Model):
         return error
 
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
-        """One Adam step along the mean gradient, then unit atoms and the counters of silent latents."""
+        """One Adam step along the mean gradient, then unit atoms and the counters of silent latents.
+
+        Raises:
+            ModelError: the gradient is not finite.
+        """
         assert isinstance(stats, GradientSums)
         rows = int(stats.rows)
         if rows == 0:
@@ -223,8 +241,10 @@ class Autoencoder(Model):
         gradients |= self.own_gradients(params, stats, stage)
         others = torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
         norm = float(torch.hypot(others.norm().double(), torch.tensor(atoms.norm).double())) / rows
-        factor = min(1.0, self.clip / (norm + 1e-6)) if self.clip is not None else 1.0
         steps = int(params[STEPS]) + 1
+        if not math.isfinite(norm):
+            raise ModelError(f"the gradient is not finite at update {steps}: lower learning_rate={self.peak:.3g}")
+        factor = min(1.0, self.clip / (norm + 1e-6)) if self.clip is not None else 1.0
         adam = Adam(rate=self.rate(stage), betas=self.betas, eps=self.eps, count=steps)
         new = dict(params)
         for name, total in (gradients | {"W_dec": stats.decoder}).items():
@@ -239,10 +259,14 @@ class Autoencoder(Model):
         new[RESIDUAL] = stats.squared / rows - (stats.residual / rows).square().sum()
         return new | self.finish(new, stats, stage)
 
+    @property
+    def peak(self) -> float:
+        """The largest learning rate of a run."""
+        return self.learning_rate if self.learning_rate is not None else 2e-4 * (2**14 / self.atoms) ** 0.5
+
     def rate(self, stage: Stage) -> float:
         """The learning rate of one update."""
-        peak = self.learning_rate if self.learning_rate is not None else 2e-4 * (2**14 / self.atoms) ** 0.5
-        return peak * warm_and_decay(stage.step, stage.steps) * stage.get("learning_rate", 1.0)
+        return self.peak * warm_and_decay(stage.step, stage.steps) * stage.get("learning_rate", 1.0)
 
     def encode(self, params: Params, batch: Batch) -> Codes:
         """The active entries of each row, the largest magnitude first, in the units of the data (see `reconstruct`)."""
@@ -259,6 +283,10 @@ class Autoencoder(Model):
     def slots(self) -> int:
         """Entries of a row that `encode` returns, empty ones included."""
         return min(self.atoms, self.code_width if self.code_width is not None else 512)
+
+    def entries(self) -> int:
+        """Entries of a row's code while learning, empty ones included."""
+        return self.slots()
 
     def reconstruct(self, params: Params, codes: Codes) -> Tensor:
         """The rows [n, E] that `codes` stand for, in the units of the data: codes @ W_dec + b_dec / scale."""
@@ -290,7 +318,7 @@ class Autoencoder(Model):
         }
 
     def dictionary(self, params: Params) -> Tensor:
-        """The decoder's atoms as columns, [E, H], each of norm 1."""
+        """The decoder's atoms as columns, [E, H], each of norm 1; atoms from elsewhere as they came."""
         return params["W_dec"].T
 
     def input_dim(self, params: Params) -> int:
@@ -315,12 +343,12 @@ class Autoencoder(Model):
         """Bytes beside parameters and gradients that the rows of a batch need."""
         chunk = chunk_rows(rows, self.atoms, item, torch.device("cpu")) * self.atoms * item
         aux = auxiliary_bytes(rows, self.atoms, self._aux_k(dim), item) if self.aux_coefficient > 0 else 0
-        return 2 * chunk + rows * (6 * dim * item + self.slots() * (32 + 4 * item)) + aux
+        return 2 * chunk + rows * (6 * dim * item + max(self.slots(), self.entries()) * (32 + 4 * item)) + aux
 
     def flops(self, dim: int) -> float:
         """The encoder's product and four sparse ones."""
         side = dim / len(self.arrays)
-        return 2.0 * side * self.atoms + 8.0 * side * min(self.slots(), self.atoms)
+        return 2.0 * side * self.atoms + 8.0 * side * self.entries()
 
     # -- helpers ---------------------------------------------------------------------------------------------------
 

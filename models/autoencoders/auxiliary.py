@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base import Params
 from ..kernels import Gradients
 from .names import DEAD, RESIDUAL, SILENT
-from .selection import chunk_rows, keep, pre_activations, top_k
+from .selection import chunk_rows, largest, pre_activations
 from .sparse import make_code
 from .sums import GradientSums, Rows
 
@@ -49,18 +49,16 @@ def add_auxiliary(
     With `signed` the dead latents of largest magnitude are taken, else the largest above 0.
     """
     encoder, decoder, bias = params["W_enc"][term.dead], params["W_dec"][term.dead], params["b_enc"][term.dead]
-    parts = [
-        keep(*top_k(u.abs() if signed else u, term.k), u, signed=signed)
-        for _, u in pre_activations(rows.inputs, encoder, bias)
-    ]
+    found = pre_activations(rows.inputs, encoder, bias)
+    parts = [largest(u, term.k, signed=signed) for _, u in found]
     indices, values = (torch.cat(column) for column in zip(*parts, strict=True))
     code = make_code(indices, values, term.dead.numel())
     left = code.decode(decoder).add_(error)
-    found = Gradients(torch.zeros_like(decoder), torch.zeros_like(encoder), torch.zeros_like(bias))
-    code.add_gradients(found, decoder, left * (2 * coefficient * term.factor), rows.inputs)
-    sums.encoder.index_add_(0, term.dead, found.encoder)
-    sums.decoder.index_add_(0, term.dead, found.decoder)
-    sums.encoder_bias.index_add_(0, term.dead, found.bias)
+    into = Gradients(torch.zeros_like(decoder), torch.zeros_like(encoder), torch.zeros_like(bias))
+    code.add_gradients(into, decoder, left * (2 * coefficient * term.factor), rows.inputs)
+    sums.encoder.index_add_(0, term.dead, into.encoder)
+    sums.decoder.index_add_(0, term.dead, into.decoder)
+    sums.encoder_bias.index_add_(0, term.dead, into.bias)
     sums.auxiliary.add_(left.square_().sum())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from ..kernels import pack
 from ..schedule import Stage
 from ..truncated.cut import ROUNDS, ScoreHistogram, histogram, narrow, order_key
 from .autoencoder import Autoencoder
-from .selection import keep, pre_activations, top_k
+from .selection import chunk_rows, largest, pre_activations
 from .sums import GradientSums, Rows
 from .topk import TopK
 
@@ -38,11 +38,11 @@ class BatchTopK(TopK):
     """BatchTopK autoencoder: the k n largest of relu(u) over all n rows of an update (Bussmann et al. 2024).
 
     The threshold is exact over all workers: a radix select on the histogram of scores (compared as float32), which the
-    survey adds up. Each row first offers its 4 k largest entries; only where some row might have more above the
-    threshold are all entries counted, in three further rounds.
+    survey adds up. Each row first offers its 4 k (at least 64) largest entries; only where some row might have more
+    above the threshold are all entries counted, in three further rounds.
 
     Without a batch, as in `encode`, entries above `threshold` are kept: the debiased running mean of the updates'
-    thresholds over a twentieth of the run (at most 1000 updates), in scaled units. `calibrated` sets it from data.
+    thresholds over a twentieth of the run (at most 1000 updates), in scaled units.
     """
 
     surveys: ClassVar[int] = 1 + len(ROUNDS)
@@ -55,6 +55,15 @@ class BatchTopK(TopK):
     def slots(self) -> int:
         """As for models without k: rows differ in what they need."""
         return Autoencoder.slots(self)
+
+    def entries(self) -> int:
+        """What a row offers at first."""
+        return min(self.atoms, max(4 * self.k, 64))
+
+    def batch_bytes(self, rows: int, dim: int, item: int) -> int:
+        """See `Autoencoder.batch_bytes`; where all entries are counted, those above 0 become integers of 8 bytes."""
+        chunk = chunk_rows(rows, self.atoms, item, torch.device("cpu")) * self.atoms
+        return super().batch_bytes(rows, dim, item) + (48 if self.signed else 28) * chunk
 
     # -- the threshold of a batch ----------------------------------------------------------------------------------
 
@@ -101,11 +110,8 @@ class BatchTopK(TopK):
     def _candidates(self, params: Params, rows: Rows) -> tuple[Tensor, Tensor]:
         """(indices, values) of each row's largest scores, the largest first; kept for the batch's next round."""
         if CANDIDATES not in rows.memo:
-            width = min(self.atoms, max(4 * self.k, 64))
-            parts = [
-                keep(*top_k(u.abs() if self.signed else u, width), u, signed=self.signed)
-                for _, u in pre_activations(rows.inputs, params["W_enc"], params["b_enc"])
-            ]
+            found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"])
+            parts = [largest(u, self.entries(), signed=self.signed) for _, u in found]
             rows.memo[CANDIDATES], rows.memo[SCORES] = (torch.cat(column) for column in zip(*parts, strict=True))
         return rows.memo[CANDIDATES], rows.memo[SCORES]
 
@@ -147,14 +153,6 @@ class BatchAbsTopK(BatchTopK):
     """BatchAbsTopK autoencoder: the k n entries of largest magnitude over all n rows of an update, with their signs."""
 
     signed: ClassVar[bool] = True
-
-
-def calibrated(model: BatchTopK, params: Params, batch: Batch) -> Params:
-    """The parameters with the threshold at which the batch's rows have k active latents on average."""
-    stage, share = Stage(step=0, steps=1, rows=batch.x.shape[0]), replace(batch, memo={})
-    for _ in range(model.surveys):
-        stage = model.refine(params, model.survey(params, share, stage), stage)
-    return {**params, "threshold": torch.full_like(params["threshold"], stage.get("threshold", 0.0))}
 
 
 def _score_of(key: int) -> float:

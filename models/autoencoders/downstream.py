@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..base import Batch, Codes, Params, Probe
+from ..base import Params, Probe
 from ..errors import ModelError
-from .selection import top_k
+from ..kernels import top_k
+from ..schedule import Stage
+from .selection import joined, largest, pre_activations
 from .start import columns
+from .sums import Rows
 from .topk import TopK
 
 
@@ -57,11 +60,25 @@ class GradientTopK(TopK):
         scale = torch.tensor(1 / mean if mean > 0 else 1.0)
         return {"gradient_scale": scale.to(params["scale"])}
 
+    def code(self, params: Params, rows: Rows, stage: Stage | None) -> tuple[Tensor, Tensor]:
+        """See `Autoencoder.code`; where g takes part the rows need all of `arrays`.
+
+        Raises:
+            ModelError: they have not.
+        """
+        if stage is None and self.encode_by == "activation":
+            found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"])
+            return joined([largest(u, self.k, signed=self.signed) for _, u in found])
+        width = self.input_dim(params) + (len(self.arrays) - 1) * params["W_dec"].shape[1]
+        if rows.raw.shape[1] != width:
+            raise ModelError(
+                f"rows have {rows.raw.shape[1]} columns, but {', '.join(self.arrays)} side by side have {width}"
+            )
+        return super().code(params, rows, stage)
+
     def select(self, params: Params, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.select`."""
         dim = params["W_dec"].shape[1]
-        if raw.shape[1] < self._width(params):
-            return super().select(params, u, raw)
         effect = (raw[:, -dim:] * params["gradient_scale"]) @ params["W_dec"].T
         values = u.clamp_(min=0)
         _, indices = top_k(effect.abs_().mul_(self.beta * dim**0.5).add_(1).mul_(values), self.k)
@@ -71,21 +88,3 @@ class GradientTopK(TopK):
     def encode_arrays(self) -> tuple[str, ...]:
         """Arrays of the data set that `encode` reads."""
         return self.arrays if self.encode_by == "gradient" else self.arrays[:1]
-
-    def encode(self, params: Params, batch: Batch) -> Codes:
-        """See `Autoencoder.encode`; with encode_by="gradient" the rows need all of `arrays`.
-
-        Raises:
-            ModelError: they have not.
-        """
-        width = self.input_dim(params)
-        if self.encode_by == "activation":
-            return super().encode(params, replace(batch, x=batch.x[:, :width]))
-        if batch.x.shape[1] < self._width(params):
-            raise ModelError(
-                f'encode_by="gradient" needs rows with the columns of {", ".join(self.arrays)} side by side'
-            )
-        return super().encode(params, batch)
-
-    def _width(self, params: Params) -> int:
-        return self.input_dim(params) + (len(self.arrays) - 1) * params["W_dec"].shape[1]

@@ -52,9 +52,9 @@ def to_saelens(model: Autoencoder, params: Params) -> tuple[Config, Tensors]:
     tensors: Tensors = {"W_enc": w["W_enc"].T, "W_dec": w["W_dec"], "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
     more: Config = {}
     if isinstance(model, BatchTopK) and not model.signed:
-        architecture, threshold = "jumprelu", w["threshold"].expand(model.atoms)
+        architecture, threshold = "jumprelu", w["threshold"].to(model.torch_dtype).expand(model.atoms)
         # There an entry must be above the threshold, here it may be equal to it.
-        tensors["threshold"] = torch.nextafter(threshold, torch.zeros_like(threshold)).to(w["b_enc"].dtype)
+        tensors["threshold"] = torch.nextafter(threshold, torch.zeros_like(threshold))
     elif isinstance(model, JumpReLU):
         architecture = "jumprelu"
         tensors["threshold"] = w["threshold"]
@@ -83,7 +83,7 @@ def to_saelens(model: Autoencoder, params: Params) -> tuple[Config, Tensors]:
         "apply_b_dec_to_input": model.target is None,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": "6", "training_architecture": type(model).__name__},
+        "metadata": {"exported_by": "sparsefleet", "training_architecture": type(model).__name__},
     }
     return config | more, {name: value.contiguous().to(model.torch_dtype) for name, value in tensors.items()}
 
@@ -92,8 +92,12 @@ def from_saelens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Im
     """The autoencoder that a SAELens folder holds.
 
     Raises:
-        ModelError: an architecture or a normalization that this project has not, or tensors that do not fit.
+        ModelError: an architecture or a normalization that this project has not, a folder of SAELens before 6, whose
+            settings mean something else, or tensors that do not fit.
     """
+    for key in BEFORE_6:
+        if key in config:
+            raise ModelError(f"{key} is a setting of SAELens before 6: load and save the folder with SAELens 6 first")
     name = str(config.get("architecture", ""))
     if name not in FROM_SAELENS:
         raise ModelError(f"architecture {name!r} cannot be imported: choose one of {', '.join(FROM_SAELENS)}")
@@ -102,8 +106,12 @@ def from_saelens(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Im
             raise ModelError(f"{key}={config[key]!r}: only autoencoders whose normalization is folded in are imported")
     model, extra = FROM_SAELENS[name]
     bias = "b_gate" if model == "gated" else "b_enc"
-    found = _needed(tensors, ("W_enc", "W_dec", bias, "b_dec", *extra))
     transcoder = name.endswith("transcoder")
+    if transcoder and config.get("apply_b_dec_to_input", True):
+        raise ModelError("apply_b_dec_to_input=true cannot be imported for a transcoder: b_dec belongs to its outputs")
+    out = "E" if transcoder else "D"
+    wanted = {"W_enc": "DH", "W_dec": "H" + out, bias: "H", "b_dec": out}
+    found = _needed(tensors, wanted | dict.fromkeys(extra, "H"))
     params = {"W_enc": found["W_enc"].T, "W_dec": found["W_dec"], "b_enc": found[bias], "b_dec": found["b_dec"]}
     params |= {key: found[key] for key in extra}
     settings: Config = {"k": _k(config)} if model in ("topk", "abstopk") else {}
@@ -127,6 +135,8 @@ FROM_SAELENS: dict[str, tuple[str, tuple[str, ...]]] = {
     "jumprelu_transcoder": ("jumprelu", ("threshold",)),
 }
 """Architecture -> (model here, its own tensors)."""
+BEFORE_6 = ("activation_fn_str", "activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor")
+"""Settings that SAELens wrote before version 6 and no longer does."""
 
 
 # -- sparsify -------------------------------------------------------------------------------------------------------
@@ -166,14 +176,16 @@ def from_sparsify(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> I
     """The autoencoder that a sparsify folder holds.
 
     Raises:
-        ModelError: a skip connection or an activation that this project has not, or tensors that do not fit.
+        ModelError: a skip connection, an activation or signs that this project has not, or tensors that do not fit.
     """
     activation = str(config.get("activation", "topk"))
     if activation not in ("topk", "groupmax"):
         raise ModelError(f"activation={activation!r} cannot be imported: topk and groupmax can")
     if config.get("skip_connection") or "W_skip" in tensors:
         raise ModelError("skip_connection=true cannot be imported: there is no linear path beside the code here")
-    found = _needed(tensors, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
+    if config.get("signed"):
+        raise ModelError("signed=true cannot be imported: its codes may be below 0")
+    found = _needed(tensors, {"encoder.weight": "HD", "encoder.bias": "H", "W_dec": "HD", "b_dec": "D"})
     names = {"W_enc": "encoder.weight", "W_dec": "W_dec", "b_enc": "encoder.bias", "b_dec": "b_dec"}
     params = {ours: found[theirs] for ours, theirs in names.items()}
     return _imported(activation, {"k": _k(config)}, params, bool(config.get("transcode")))
@@ -208,19 +220,39 @@ def _folded(model: Autoencoder, params: Params) -> Params:
     return {**params, **folded}
 
 
-def _needed(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensors:
-    for name in names:
+def _needed(tensors: Mapping[str, Tensor], shapes: Mapping[str, str]) -> Tensors:
+    """The tensors that `shapes` names, in float32 (float64 where the first is). "DH": [D, H], for whatever D and H, but
+    the same in all of them."""
+    kept = torch.float32
+    found: Tensors = {}
+    sizes: dict[str, int] = {}
+    for name, letters in shapes.items():
         if name not in tensors:
             raise ModelError(f"tensor {name!r} is missing; there are {', '.join(sorted(tensors))}")
-        if not bool(torch.isfinite(tensors[name]).all()):
-            raise ModelError(f"tensor {name!r} holds NaN or infinite values")
-    kept = torch.float64 if tensors[names[0]].dtype == torch.float64 else torch.float32
-    return {name: tensors[name].to(kept) for name in names}
+        tensor = tensors[name]
+        _fitting(name, tensor, letters, sizes)
+        if not found and tensor.dtype == torch.float64:
+            kept = torch.float64
+        found[name] = tensor.to(kept)
+        if not bool(torch.isfinite(found[name]).all()):
+            raise ModelError(f"tensor {name!r} holds NaN or infinite values, or some beyond {kept}")
+    return found
+
+
+def _fitting(name: str, tensor: Tensor, letters: str, sizes: dict[str, int]) -> None:
+    """ModelError unless the tensor has a shape with these letters; `sizes` learns those that are new."""
+    if tensor.is_complex():
+        raise ModelError(f"tensor {name!r} holds {tensor.dtype}, not real numbers")
+    shape = list(tensor.shape)
+    wanted = [sizes.get(letter, letter) for letter in letters]
+    if len(shape) != len(wanted) or 0 in shape or any(isinstance(w, int) and w != s for s, w in zip(shape, wanted)):
+        raise ModelError(f"tensor {name!r} has shape {shape}, not [{', '.join(map(str, wanted))}]")
+    sizes.update(zip(letters, shape, strict=True))
 
 
 def _k(config: Mapping[str, Any]) -> int:
     k = config.get("k")
-    if not isinstance(k, int):
+    if not isinstance(k, int) or isinstance(k, bool):
         raise ModelError(f"k={k!r} in the configuration: it must be a whole number")
     return k
 
@@ -235,17 +267,10 @@ def _undo_centring(params: Params, gated: bool) -> Params:
 
 
 def _imported(model: str, settings: Config, params: Params, transcoder: bool) -> Imported:
-    atoms, dim = params["W_enc"].shape
-    wanted = {"W_dec": 2, "b_enc": 1, "b_dec": 1, "threshold": 1, "r_mag": 1, "b_mag": 1}
-    for name, ndim in wanted.items():
-        if name not in params:
-            continue
-        shape = params[name].shape
-        rows = params["W_dec"].shape[-1] if name == "b_dec" else atoms
-        if len(shape) != ndim or shape[0] != rows:
-            raise ModelError(f"{name} has shape {list(shape)}, which does not fit an encoder of [{atoms}, {dim}]")
-    if not transcoder and params["W_dec"].shape[1] != dim:
-        raise ModelError(f"W_dec has rows of {params['W_dec'].shape[1]} and W_enc of {dim} dimensions: no autoencoder")
+    for name, value in params.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ModelError(f"{name} becomes infinite in {value.dtype} with its configuration folded in")
+    atoms = params["W_enc"].shape[0]
     one = torch.ones((), dtype=params["W_enc"].dtype)
     params["scale"] = one
     if transcoder:

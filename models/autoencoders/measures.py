@@ -1,4 +1,4 @@
-"""What an autoencoder is judged by, over all rows: errors, density of its latents, recovery of known directions.
+"""What an autoencoder is judged by, over all rows: errors, use of its latents, recovery of known directions.
 
 Sums add over batches (and workers) in float64; ratios are formed once, from the totals, never averaged over batches.
 """
@@ -95,17 +95,12 @@ def summary(found: Evaluation) -> dict[str, float]:
     }
 
 
-def density_histogram(found: Evaluation) -> Tensor:
-    """[41] int64: latents by log10 of the share of rows in which they fire, in bins of 0.25 from -10 to 0, the last for
-    those that fire in every row."""
-    share = (found.positive + found.negative) / found.rows.clamp(min=1)
-    bins = ((share + 1e-10).log10().clamp(-10, 0) + 10).div(0.25).floor().long()
-    return torch.bincount(bins, minlength=41)
-
-
 def recovery(atoms: Tensor, truth: Tensor, *, threshold: float = 0.9) -> dict[str, float]:
     """How well `atoms` [E, H] find the directions `truth` [E, G], by |cosine|: a latent and its atom may both be
     negated without changing anything.
+
+    Every direction takes its closest atom, which may be that of another one too; `models.recovery.recover` pairs them
+    one to one.
 
     Returns:
         recovered: share of directions with an atom above `threshold`; atoms_per_direction: how many of them on
@@ -124,19 +119,3 @@ def recovery(atoms: Tensor, truth: Tensor, *, threshold: float = 0.9) -> dict[st
         "atoms_per_direction": float(close.sum(1).double().mean()),
         "mean_max": float(cosine.amax(1).mean()),
     }
-
-
-def synthetic_rows(
-    rows: int, truth: Tensor, *, active: float, signed: bool, noise: float, generator: torch.Generator
-) -> Tensor:
-    """Rows [n, E] float32 that mix the directions `truth` [E, G].
-
-    Every direction is active with probability `active` / G on its own, with magnitude exp(0.3 N(0, 1)) and a random
-    sign if `signed`; Gaussian noise of standard deviation `noise` is added.
-    """
-    atoms = truth.shape[1]
-    on = torch.rand(rows, atoms, generator=generator) < active / atoms
-    codes = on * torch.exp(0.3 * torch.randn(rows, atoms, generator=generator))
-    if signed:
-        codes = codes * (2.0 * (torch.rand(rows, atoms, generator=generator) < 0.5) - 1)
-    return codes @ truth.T.float() + noise * torch.randn(rows, truth.shape[0], generator=generator)

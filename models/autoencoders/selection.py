@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .. import kernels
-from ..kernels import native
+from ..kernels import top_k
 
 
 def pre_activations(inputs: Tensor, encoder: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -26,50 +24,11 @@ def pre_activations(inputs: Tensor, encoder: Tensor, bias: Tensor) -> Iterator[t
         yield rows, torch.addmm(bias, piece, encoder.T, out=buffer[: piece.shape[0]])
 
 
-def top_k(u: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and indices, [n, k] each, of the k largest entries of each row of `u` [n, H], largest first."""
-    if native.usable(u):
-        return kernels.top_k(u, k)
-    values, indices = top_k_by_blocks(u, k)
-    values, order = values.sort(dim=1, descending=True, stable=True)
-    return values, indices.gather(1, order)
-
-
-def top_k_by_blocks(u: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row, in no particular order.
-
-    Exact: an entry among the k largest lies in a block whose maximum is among the k largest block maxima. So the rows
-    are searched block by block, which costs one cheap pass over `u` and two searches of a few hundred entries.
-
-    Args:
-        u: [n, H] with k <= H.
-        k: Entries to keep.
-
-    Returns:
-        values [n, k] and indices [n, k] int64.
-    """
-    n, width = u.shape
-    if width < max(4 * k, 64):
-        values, indices = u.topk(k, dim=1, sorted=False)
-        return values, indices
-    # A block size of sqrt(H / k) balances the two searches.
-    size = 1 << round(math.log2(math.sqrt(width / k)))
-    blocks = width // size
-    # Block j holds the columns j, j + blocks, …: maxima over the middle axis run along memory.
-    _, best = top_k_by_blocks(u[:, : size * blocks].view(n, size, blocks).amax(1), k)
-    columns = (best[:, None, :] + torch.arange(0, size * blocks, blocks, device=u.device)[:, None]).flatten(1)
-    if size * blocks < width:
-        rest = torch.arange(size * blocks, width, device=u.device)
-        columns = torch.cat([columns, rest.expand(n, -1)], dim=1)
-    values, at = top_k_by_blocks(u.gather(1, columns), k)
-    return values, columns.gather(1, at)
-
-
-def keep(scores: Tensor, indices: Tensor, u: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """The (indices, values) that u [n, H] has at `indices` [n, k]: as they are if `signed`, else at least 0."""
-    if not signed:
-        return indices, scores.clamp_(min=0)
-    return indices, u.gather(1, indices)
+def largest(u: Tensor, k: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """The (indices, values), [n, k] each, of the k largest entries of each row of u [n, H], largest first: of largest
+    magnitude with their signs if `signed`, else at least 0."""
+    values, indices = top_k(u.abs() if signed else u, k)
+    return indices, u.gather(1, indices) if signed else values.clamp_(min=0)
 
 
 def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

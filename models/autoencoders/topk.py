@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base import Params
 from ..errors import ModelError
 from .autoencoder import Autoencoder
-from .selection import keep, top_k
+from .selection import largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class TopK(Autoencoder):
 
     def select(self, params: Params, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.select`."""
-        return keep(*top_k(u.abs() if self.signed else u, self.k), u, signed=self.signed)
+        return largest(u, self.k, signed=self.signed)
 
     def slots(self) -> int:
         """k, or `code_width`."""

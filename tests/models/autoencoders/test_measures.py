@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sparsefleet.models import Batch, ModelError
-from sparsefleet.models.autoencoders.measures import density_histogram, evaluate, recovery, summary, synthetic_rows
+from sparsefleet.models.autoencoders.measures import evaluate, recovery, summary
 
 from .test_family import DIM, data, make, moved
 
@@ -75,15 +75,6 @@ def test_rows_that_do_not_vary_and_no_rows():
         assert all(value == value for value in summary(evaluate(model, params, Batch(rows))).values())
 
 
-def test_density_histogram_counts_every_latent_once():
-    model = make("topk")
-    raw = data(model, 120)
-    found = evaluate(model, moved(model, raw), Batch(raw))
-    counts = density_histogram(found)
-    assert counts.shape == (41,) and int(counts.sum()) == model.atoms
-    assert int(counts[0]) == int((found.positive + found.negative == 0).sum())
-
-
 def test_recovery_ignores_signs_and_lengths():
     truth = torch.eye(4)[:, :3]
     atoms = torch.stack([-2 * truth[:, 0], truth[:, 0] + 0.1 * truth[:, 1], truth[:, 1] + truth[:, 2]], dim=1)
@@ -93,11 +84,3 @@ def test_recovery_ignores_signs_and_lengths():
     assert found["mean_max"] == pytest.approx((1 + 2 * 0.5**0.5) / 3)
     with pytest.raises(ModelError, match="4 dimensions, the true directions 5"):
         recovery(atoms, torch.eye(5))
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_synthetic_rows_have_the_promised_statistics(signed):
-    truth = torch.eye(20)
-    x = synthetic_rows(20_000, truth, active=4, signed=signed, noise=0.0, generator=torch.Generator().manual_seed(0))
-    assert float((x != 0).sum(1).float().mean()) == pytest.approx(4, rel=0.02)
-    assert float((x < 0).sum() / (x != 0).sum()) == pytest.approx(0.5 if signed else 0, abs=0.02)

@@ -38,10 +38,12 @@ def test_the_auxiliary_gradient_reaches_the_encoder_of_dead_latents(name):
 
 
 @each
-def test_only_codes_other_than_zero_have_fired(name):
+@pytest.mark.parametrize("rows", [60, 0])
+def test_only_codes_other_than_zero_have_fired(twin, name, rows):
     model = make(name, aux_coefficient=0.0)
     raw = data(model, 60)
     params = moved(model, raw)
+    raw = raw[:rows]
     params["b_enc"] = params["b_enc"] - 1000 if not model.signed else params["b_enc"]
     if model.signed:
         params["W_enc"], params["b_enc"] = params["W_enc"] * 0, params["b_enc"] * 0
@@ -50,8 +52,12 @@ def test_only_codes_other_than_zero_have_fired(name):
     assert not stats.fired.any() and not stats.decoder.any()
     assert model.metrics(params, stats)["l0"] == 0
     new = model.update(params, stats, stage)
-    assert torch.equal(new[SILENT], params[SILENT] + 60)
-    assert bool((model.encode(params, Batch(raw)).indices == -1).all())
+    assert torch.equal(new[SILENT], params[SILENT] + rows)
+    codes = model.encode(params, Batch(raw))
+    assert bool((codes.indices == -1).all())
+    torch.testing.assert_close(
+        model.reconstruct(params, codes), (params["b_dec"] / params["scale"]).expand(rows, -1), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["abstopk", "batchabstopk"])
@@ -63,7 +69,7 @@ def test_codes_below_zero_count_in_every_statistic(name):
     stats = model.statistics(params, Batch(raw), stage)
     assert model.metrics(params, stats)["l0"] == pytest.approx(3)
     only_below = (stats.negative > 0) & (stats.negative == stats.fired)
-    assert bool((stats.negative > 0).any())
+    assert bool(only_below.any())
     new = model.update(params, stats, stage)
     assert not new[SILENT][only_below].any(), "a latent that is only ever below 0 is alive"
     found = summary(evaluate(model, params, Batch(raw)))
@@ -168,7 +174,7 @@ def test_atoms_have_norm_one_after_the_step_not_only_before(name):
 
 
 def test_half_precision_rows_are_summed_in_full_precision(tmp_path):
-    """The squares of these numbers overflow float16, and 60,000 rows of them float32's exact integers."""
+    """The squares of these numbers overflow float16."""
     x = np.full((600, 4), 300.0, dtype=np.float16)
     uri = str(tmp_path / "half.zarr")
     layout = {"data": ((4,), "float16")}

@@ -1,4 +1,4 @@
-"""The search by blocks against torch.topk."""
+"""The search by blocks against torch.topk, and what is made of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsefleet.models.autoencoders.selection import chunk_rows, top_k, top_k_by_blocks
+from sparsefleet.models.autoencoders.selection import chunk_rows, largest
+from sparsefleet.models.kernels import pack, top_k
+from sparsefleet.models.kernels.rows import top_k_by_blocks
 
 
 @settings(deadline=None, max_examples=150)
@@ -31,6 +33,33 @@ def test_ties_and_clusters_keep_k_different_entries(k, find):
     values, indices = find(u, k)
     assert torch.equal(values.sort(1).values, u.topk(k, dim=1).values.sort(1).values)
     assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+@pytest.mark.parametrize("width", [40, 500, 4096])
+def test_of_equal_entries_the_lower_index_comes_first(twin, width, k):
+    rng = torch.Generator().manual_seed(k)
+    u = torch.cat([torch.zeros(2, width), torch.randint(-3, 4, (20, width), generator=rng)]).double()
+    u[1, width // 2] = 1
+    values, indices = top_k(u, k)
+    wanted = u.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, wanted.values[:, :k]) and torch.equal(indices, wanted.indices[:, :k])
+
+
+def test_largest_by_value_or_by_magnitude(twin):
+    u = torch.tensor([[-5.0, 2, 3, -1], [-4, -3, -2, -1]])
+    indices, values = largest(u, 2, signed=False)
+    assert indices.tolist() == [[2, 1], [3, 2]] and values.tolist() == [[3, 2], [0, 0]]
+    indices, values = largest(u, 2, signed=True)
+    assert indices.tolist() == [[0, 2], [0, 1]] and values.tolist() == [[-5, 3], [-4, -3]]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("shape", [(0, 5), (3, 5), (0, 0), (3, 0)])
+def test_there_is_a_slot_even_where_nothing_is_active(twin, shape, signed):
+    values, indices = pack(torch.zeros(shape), signed=signed)
+    assert values.shape == indices.shape == (shape[0], 1)
+    assert not values.any() and not indices.any()
 
 
 def test_reads_strided_rows():

@@ -404,7 +404,7 @@ MEASURE = """
 import re, torch
 from pathlib import Path
 from sparsefleet.models import Batch, Probe, Stage
-from sparsefleet.models.autoencoders.topk import TopK
+from sparsefleet.models.registry import make_model
 from sparsefleet.models.autoencoders.names import DEAD, SILENT, RESIDUAL
 torch.set_num_threads(1)
 def peak(): return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -416,15 +416,21 @@ def twice(model, rows, dim):
     params[RESIDUAL].fill_(1.0)
     for step in range(2):
         stage = Stage(step=step, steps=2)
-        stats = model.statistics(params, Batch(torch.randn(rows, dim)), stage)
-        stats = stats + model.statistics(params, Batch(torch.randn(rows, dim)), stage)
+        batches = [Batch(torch.randn(rows, dim)) for _ in range(2)]
+        for _ in range(model.surveys_at(stage)):
+            found = [model.survey(params, batch, stage) for batch in batches]
+            stage = model.refine(params, found[0] + found[1], stage)
+        stats = model.statistics(params, batches[0], stage)
+        stats = stats + model.statistics(params, batches[1], stage)
         stats = stats.unflatten(stats.flatten())
         new = model.update(params, stats, stage)
         model.metrics(params, stats)
         params = new
-twice(TopK(atoms=300, k=4), 64, 8)  # libraries loaded
+    model.encode(params, Batch(torch.randn(rows, dim)))
+options = {options!r}
+twice(make_model({name!r}, {{"atoms": 300, **options}}), 64, 8)  # libraries loaded
 before = peak()
-model = TopK(atoms={atoms}, k=16)
+model = make_model({name!r}, {{"atoms": {atoms}, **options}})
 twice(model, {rows}, {dim})
 print(peak() - before, model.memory({rows}, {dim}))
 """
@@ -432,8 +438,9 @@ print(peak() - before, model.memory({rows}, {dim}))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize(("atoms", "rows", "dim"), [(16384, 512, 256), (2048, 16384, 128)])
-def test_memory_is_predicted(atoms, rows, dim):
-    script = MEASURE.format(atoms=atoms, rows=rows, dim=dim)
+@pytest.mark.parametrize(("name", "options"), [("topk", {"k": 16}), ("gated", {}), ("matryoshka", {"k": 16})])
+def test_memory_is_predicted(name, options, atoms, rows, dim):
+    script = MEASURE.format(name=name, options=options, atoms=atoms, rows=rows, dim=dim)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=100)
     used, predicted = map(int, done.stdout.split())
     assert used <= predicted <= 2 * used
