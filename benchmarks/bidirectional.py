@@ -1,6 +1,6 @@
 """Does a latent that may be negative pay? TopK beside AbsTopK on features that have two poles, and on a control.
 
-    python benchmarks/bidirectional.py [--seeds 0 1 2] [--steps 2500]
+    python benchmarks/bidirectional.py [--seeds 0 1 2] [--steps 2500] [--aux-coefficient 1]
 
 Rows of 64 numbers mix 96 random unit axes, each active with probability 5/96, magnitude exp(0.3 N(0, 1)), noise 0.02;
 with a random sign ("signed"), or without ("non-negative", the control: there both must do equally well). 50,000 rows to
@@ -20,19 +20,36 @@ import statistics
 import torch
 from sparsefleet.models import Batch, Probe, Schedule, make_model
 from sparsefleet.models.autoencoders.autoencoder import Autoencoder
-from sparsefleet.models.autoencoders.measures import evaluate, recovery, summary, synthetic_rows
+from sparsefleet.models.autoencoders.measures import evaluate, recovery, summary
+from torch import Tensor
 
 DIM, AXES, ACTIVE, NOISE, BATCH = 64, 96, 5, 0.02, 1024
 
 
-def run(name: str, atoms: int, *, signed: bool, seed: int, steps: int) -> dict[str, float]:
+def synthetic_rows(
+    rows: int, truth: Tensor, *, active: float, signed: bool, noise: float, generator: torch.Generator
+) -> Tensor:
+    """Rows [n, E] float32 that mix the directions `truth` [E, G].
+
+    Every direction is active with probability `active` / G on its own, with magnitude exp(0.3 N(0, 1)) and a random
+    sign if `signed`; Gaussian noise of standard deviation `noise` is added.
+    """
+    atoms = truth.shape[1]
+    on = torch.rand(rows, atoms, generator=generator) < active / atoms
+    codes = on * torch.exp(0.3 * torch.randn(rows, atoms, generator=generator))
+    if signed:
+        codes = codes * (2.0 * (torch.rand(rows, atoms, generator=generator) < 0.5) - 1)
+    return codes @ truth.T.float() + noise * torch.randn(rows, truth.shape[0], generator=generator)
+
+
+def run(name: str, atoms: int, *, signed: bool, seed: int, steps: int, aux: float) -> dict[str, float]:
     """Learn one dictionary and judge it by other rows."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.nn.functional.normalize(torch.randn(DIM, AXES, generator=generator), dim=0)
     options = {"active": ACTIVE, "signed": signed, "noise": NOISE, "generator": generator}
     x, held = (synthetic_rows(n, truth, **options) for n in (50_000, 10_000))
     model = make_model(
-        name, {"atoms": atoms, "k": 5, "learning_rate": 2e-3, "dead_tokens": 5 * BATCH, "aux_coefficient": 1.0}
+        name, {"atoms": atoms, "k": 5, "learning_rate": 2e-3, "dead_tokens": 5 * BATCH, "aux_coefficient": aux}
     )
     assert isinstance(model, Autoencoder)
     wide = x[:8192].double()
@@ -54,12 +71,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--aux-coefficient", type=float, default=1.0, help="weight of AuxK; models have 0.03125")
     args = parser.parse_args()
+    options = {"steps": args.steps, "aux": args.aux_coefficient}
     torch.set_num_threads(1)
     print("| data | latents | model | " + " | ".join(COLUMNS) + " | fvu, least to most |")
     for signed, atoms in ((True, AXES), (True, 2 * AXES), (False, AXES)):
         for name in ("topk", "abstopk"):
-            found = [run(name, atoms, signed=signed, seed=seed, steps=args.steps) for seed in args.seeds]
+            found = [run(name, atoms, signed=signed, seed=seed, **options) for seed in args.seeds]
             means = [f"{statistics.mean(f[c] for f in found):.3f}" for c in COLUMNS]
             spread = f"{min(f['fvu'] for f in found):.3f} to {max(f['fvu'] for f in found):.3f}"
             data = "signed" if signed else "non-negative"

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.fft import dctn, idctn
+from sparsefleet.models.factorization import denoising
 from sparsefleet.pipelines import denoise, learn
-from sparsefleet.pipelines.denoising import DenoiseJob, psnr
+from sparsefleet.pipelines.denoising import DenoiseJob
 from sparsefleet.storage import ArraysSource
 from sparsefleet.storage.ingest import ingest
 from sparsefleet.storage.ingest.images import find_images, read_photo
@@ -27,6 +28,11 @@ from sparsefleet.workers import LearnJob
 
 PHOTO = "sklearn:china.jpg"
 SIGMA = 25 / 255
+
+
+def psnr(found: np.ndarray, truth: np.ndarray) -> float:
+    """In dB, of values in [0, 1]."""
+    return denoising.psnr(torch.from_numpy(found), torch.from_numpy(truth), 1.0)
 
 
 def cosine_atoms(size: int) -> np.ndarray:

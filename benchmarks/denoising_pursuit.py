@@ -4,15 +4,13 @@
 
 8×8 patches without their means, 256 atoms that start at the overcomplete cosine dictionary, 10 passes over 40,000
 patches of the noisy picture, OMP down to (1.15 σ)² per pixel for the picture. Learning uses codes of 4 entries, and
-only patches that are not explained by noise. Peers on the same noise: the cosine dictionary itself, scikit-image's
-non-local means and wavelets, where it is installed.
+only patches that are not explained by noise. The peer on the same noise is the cosine dictionary itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-import warnings
 
 import numpy as np
 import torch
@@ -38,12 +36,6 @@ def cosines(side: int, count: int) -> Tensor:
 def pictures() -> dict[str, Tensor]:
     """Grey photographs, 0 … 255."""
     found = {n: load_sample_image(f"{n}.jpg").mean(2) for n in ("china", "flower")}
-    try:
-        import skimage.data
-
-        found["camera"] = skimage.data.camera()
-    except ImportError:
-        pass
     return {n: torch.from_numpy(np.asarray(p, dtype=np.float64)) for n, p in found.items()}
 
 
@@ -66,20 +58,6 @@ def learned(name: str, noisy: Tensor, sigma: float) -> Tensor:
     return params[ATOMS]
 
 
-def peers(noisy: Tensor, sigma: float) -> dict[str, Tensor]:
-    """What scikit-image makes of the noisy picture."""
-    try:
-        from skimage.restoration import denoise_nl_means, denoise_wavelet
-    except ImportError:
-        return {}
-    picture, scale = noisy.numpy() / 255, sigma / 255
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        means = denoise_nl_means(picture, patch_size=7, patch_distance=11, h=0.6 * scale, sigma=scale, fast_mode=True)
-        waves = denoise_wavelet(picture, sigma=scale, mode="soft", rescale_sigma=True)
-    return {"nl-means": torch.from_numpy(means) * 255, "wavelets": torch.from_numpy(waves) * 255}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sigma", type=float, default=25.0)
@@ -95,7 +73,6 @@ def main() -> None:
             begun = time.process_time()
             found = denoise(noisy, learned(model, noisy, options.sigma), options.sigma)
             results[model] = f"{psnr(found, truth):.2f} ({time.process_time() - begun:.0f} s)"
-        results |= {n: f"{psnr(p, truth):.2f}" for n, p in peers(noisy, options.sigma).items()}
         shown = "  ".join(f"{n} {v}" for n, v in results.items())
         print(f"{name} {tuple(truth.shape)} σ={options.sigma:g}, PSNR in dB: {shown}", flush=True)
 

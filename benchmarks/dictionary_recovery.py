@@ -1,16 +1,18 @@
 """Which dictionaries find the atoms that made the data (the synthetic test of the K-SVD paper, Aharon et al. 2006).
 
-    python benchmarks/dictionary_recovery.py [--seeds 5] [--models mod ksvd ...]
+    python benchmarks/dictionary_recovery.py [--seeds 5] [--models mod ksvd ...] [--forgetting power]
 
 50 random unit atoms of 20 dimensions; 1,500 rows, each of 3 atoms with N(0, 1) coefficients, noise at 20 dB; 80 passes,
 OMP with 3 entries, starts at rows, atoms replaced where dead or coherent until three passes before the end. An atom
 counts as found where a learned one has |cos| > 0.99 with it. `exact` and `approximate` visit the atoms one after the
-other (`ksvd_sweep`, for rows in one place); the others are the models, in float64.
+other (`ksvd_sweep`, for rows in one place); the others are the models, in float64. It ends with 1 where a model finds
+fewer than required on average.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 import numpy as np
@@ -23,6 +25,8 @@ from torch import Tensor
 
 ROWS, DIM, ATOMS, ENTRIES, PASSES = 1500, 20, 50, 3, 80
 LEAST = {"exact": 46, "approximate": 44, "mod": 45, "ksvd": 44, "online": 36}
+"""Atoms to find, mean over seeds: 1 to 3 less than what a separate prototype of the same methods found on such data:
+48.2, 46.2, 47.4, 47.0 and 39.2, means of five seeds."""
 
 
 def make_data(seed: int) -> tuple[Tensor, Tensor]:
@@ -48,11 +52,11 @@ def start(model: Model, x: Tensor, seed: int) -> dict[str, Tensor]:
     return model.init(Probe(len(x), x.mean(0), x.var(0), x), torch.Generator().manual_seed(seed))
 
 
-def learn(name: str, x: Tensor, seed: int, passes: int = PASSES) -> tuple[Tensor, float]:
+def learn(name: str, x: Tensor, seed: int, passes: int = PASSES, forgetting: str = "power") -> tuple[Tensor, float]:
     """Atoms [H, D] of a model, and its relative error in the last pass."""
     online = name == "online"
     settings = {"coder": "omp", "nonzeros": ENTRIES, "dtype": "float64", "atoms": ATOMS}
-    model = make_model(name, settings)
+    model = make_model(name, {**settings, "forgetting": forgetting} if online else settings)
     params, error = start(model, x, seed), 0.0
     size = 64 if online else len(x)
     order = torch.Generator().manual_seed(seed)
@@ -86,8 +90,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(LEAST), choices=list(LEAST))
+    parser.add_argument("--forgetting", default="power", choices=["power", "batch"], help="how online's sums age")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    short: list[str] = []
     print(f"{'':12s} {'found, mean of':>14s} {'per seed':>22s} {'relative error':>15s} {'required':>9s} {'CPU s':>6s}")
     for name in options.models:
         found, errors, begun = [], [], time.process_time()
@@ -97,11 +103,15 @@ def main() -> None:
             if name in ("exact", "approximate"):
                 atoms, error = visit(None if name == "exact" else 1, x, seed)
             else:
-                atoms, error = learn(name, x, seed, passes)
+                atoms, error = learn(name, x, seed, passes, options.forgetting)
             found.append(recovered(atoms, truth))
             errors.append(error)
         spent = (time.process_time() - begun) / options.seeds
         print(f"{name:12s} {np.mean(found):14.1f} {found!s:>22s} {np.mean(errors):15.3f} {LEAST[name]:9d} {spent:6.1f}")
+        if np.mean(found) < LEAST[name]:
+            short.append(name)
+    if short:
+        sys.exit(f"fewer atoms than required: {', '.join(short)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """ODL-FW (reconstructed) on streams: recovery of an orthogonal dictionary, schedules, a dictionary that changes.
 
-    python benchmarks/orthogonal_online.py [--seeds 5]
+    python benchmarks/orthogonal_online.py [--seeds 5] [--only recovery|small|drift]
 
 Rows are y = D°x with an orthogonal D° and Bernoulli–Gaussian x (an entry is active with probability θ). The error is
 e = 1 - ‖D D°‖₄⁴ / m, 0 for a signed permutation of the truth; `rec` is the share of atoms with |cos| > 0.99. Peers on
@@ -108,6 +108,24 @@ def recovery(seeds: int) -> None:
         show(f"{name}, all rows at once", found)
 
 
+def small(seeds: int) -> None:
+    """e after 2,000 batches of one and of five rows."""
+    dim, theta, steps = 20, 0.2, 2000
+    print(f"\nsmall batches: m={dim} theta={theta}, {steps} updates, mean of e (worst)")
+    for name in ("early", "late", "convex"):
+        model = ODLFW(atoms=dim, steps=name, dtype="float64")
+        told: list[str] = []
+        for rows in (1, 5):
+            errors: list[float] = []
+            for seed in range(seeds):
+                truth = orthogonal(dim, seed)
+                y = make_rows(truth, rows * steps, theta, 100 + seed)
+                params = learn(model, begin(model, y, seed), y, rows)
+                errors.append(error_and_recovery(model.dictionary(params).T, truth)[0])
+            told.append(f"{rows} rows: {np.mean(errors):.4f} ({max(errors):.4f})")
+        print(f"  {name:8s} {', '.join(told)}", flush=True)
+
+
 def drift(seeds: int) -> None:
     """A dictionary that changes after 1,000 updates, followed with constant steps."""
     dim, theta, rows = 32, 0.1, 32
@@ -136,10 +154,15 @@ def show(name: str, found: list[tuple[float, ...]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", choices=("recovery", "small", "drift"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recovery(options.seeds)
-    drift(min(options.seeds, 3))
+    if options.only in (None, "recovery"):
+        recovery(options.seeds)
+    if options.only in (None, "small"):
+        small(options.seeds)
+    if options.only in (None, "drift"):
+        drift(min(options.seeds, 3))
 
 
 if __name__ == "__main__":

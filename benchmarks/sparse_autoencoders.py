@@ -5,8 +5,9 @@
 The peers (sae-lens, dictionary-learning, eai-sparsify, overcomplete) pull in much that this project does not need, so
 they belong into an environment of their own, which also sees this one:
 
-    python -m venv PEERS
-    python -c "import site; print(*site.getsitepackages(), sep='\\n')" > PEERS/lib/python3.11/site-packages/ours.pth
+    python -m venv PEERS       # this and the next line with the interpreter that has sparsefleet
+    python -c "import site; print('import site;', *(f'site.addsitedir({p!r})' for p in site.getsitepackages()))" \\
+        > PEERS/lib/python3.11/site-packages/ours.pth
     PEERS/bin/pip install -c constraints-dev.txt sae-lens dictionary-learning eai-sparsify overcomplete
     PEERS/bin/pip uninstall -y torchvision timm      # overcomplete's vision models; they need another build of torch
 
@@ -24,7 +25,6 @@ import platform
 import statistics
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,17 @@ class Contender:
         raise RuntimeError(f"{self.name} ended with status {self._process.wait(30)}")
 
 
+def imports(python: str, module: str) -> bool:
+    """Whether `python` can import `module`."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    return subprocess.run([python, "-P", "-c", code], check=False).returncode == 0
+
+
 def installed(python: str) -> list[str]:
     """The peers that `python` can import; says which are missing."""
     found: list[str] = []
     for module, (distribution, _) in PEERS.items():
-        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
-        if subprocess.run([python, "-c", code], check=False).returncode == 0:
+        if imports(python, module):
             found.append(module)
         else:
             print(f"skipped {distribution}: not installed for {python} (see --help)")
@@ -134,7 +139,8 @@ def main() -> None:
     for name, value in (("dim", 512), ("k", 32), ("rows", 4096), ("threads", 1), ("rounds", 8)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
-    assert find_spec("sparsefleet") is not None
+    if not imports(args.python, "sparsefleet"):
+        parser.error(f"{args.python} cannot import sparsefleet: link it as --help describes")
     names = [*OWN, *installed(args.python)]
     for atoms in args.atoms:
         sizes = [args.dim, atoms, args.k, args.rows, args.threads]

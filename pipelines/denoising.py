@@ -5,7 +5,6 @@ denoise = check, cut (all overlapping patches), fit (the workers encode them), m
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,9 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
+from ..models.factorization.denoising import psnr
 from ..storage import ArtifactStore, NotFound, open_dataset
+from ..storage.artifacts.export import write_files
 from ..storage.ingest.images import find_images, read_photo
 from ..storage.patches import Preparation, cut_photo, merge_photo
 from ..workers.errors import JobError
@@ -105,6 +107,8 @@ def check(job: DenoiseJob) -> DenoiseJob:
     out = Path(job.out)
     if "://" in job.out or out.suffix.lower() != ".png":
         raise JobError(f"out={job.out!r}: give a file on this machine that ends in .png")
+    if out.is_dir():
+        raise JobError(f"out={job.out!r} is a folder: give a file that ends in .png")
     if out.exists() and not job.overwrite:
         raise JobError(f"out={job.out!r} exists: choose another file or pass --overwrite")
     if not out.parent.is_dir():
@@ -119,6 +123,11 @@ def check(job: DenoiseJob) -> DenoiseJob:
             f"sigma={job.sigma}: the patches of {version.ref} were whitened or scaled, so that grey values say "
             "nothing about their noise; leave sigma out"
         )
+    if job.stride > prepared.size:
+        raise JobError(
+            f"stride={job.stride} would leave gaps between patches of {prepared.size}×{prepared.size} pixels: "
+            f"give at most {prepared.size}"
+        )
     photo, _ = read(job, prepared)
     if photo.shape[0] < prepared.size or photo.shape[1] < prepared.size:
         raise JobError(f"data={job.data!r} is smaller than a patch of {prepared.size}×{prepared.size} pixels")
@@ -129,16 +138,25 @@ def preparation(job: DenoiseJob) -> Preparation:
     """How patches become rows for the dictionary, as the data set says that it was learned on.
 
     Raises:
-        JobError: that data set is gone.
+        JobError: that data set is gone, or another one is in its place.
         StorageError: its rows are no patches.
     """
-    uri = (ArtifactStore(job.store, create=False).card(job.dictionary)["data"] or {}).get("uri", "")
+    learned_on = ArtifactStore(job.store, create=False).card(job.dictionary)["data"] or {}
+    uri = learned_on.get("uri")
+    if not uri:
+        raise JobError(f"dictionary {job.dictionary} has no data set on its card, which says how patches are prepared")
     try:
-        return Preparation.of(open_dataset(uri))
+        data = open_dataset(uri)
     except NotFound as err:
         raise JobError(
             f"dictionary {job.dictionary} was learned on {uri!r}, which is gone; it says how patches are prepared"
         ) from err
+    if data.fingerprint != learned_on.get("fingerprint"):
+        raise JobError(
+            f"dictionary {job.dictionary} was learned on other data than what is at {uri!r} now; how its patches were "
+            "prepared is not known any more: make that data set again, or learn from this one"
+        )
+    return Preparation.of(data)
 
 
 def read(job: DenoiseJob, prepared: Preparation) -> tuple[np.ndarray, np.ndarray | None]:
@@ -215,14 +233,9 @@ def merge(job: DenoiseJob, folder: str, done: Fit) -> DenoiseResult:
     if truth is not None:
         # Missing pixels count with the value that is known without any model.
         before = np.where(np.isnan(photo), np.nanmean(photo), photo)
-        metrics |= {"psnr_before": psnr(before, truth), "psnr": psnr(mended, truth)}
-    Path(job.out).write_bytes(report.photo_png(mended))
+        for name, picture in {"psnr_before": before, "psnr": mended}.items():
+            metrics[name] = psnr(torch.from_numpy(picture), torch.from_numpy(truth), 1.0)
+    write_files({Path(job.out): report.photo_png(mended)}, overwrite=job.overwrite)
     pictures = [np.nan_to_num(photo), mended] + ([] if truth is None else [truth])
     figures = {"before_after.png": report.photos_side_by_side(pictures)}
     return DenoiseResult(job.out, job.dictionary, patches.rows, metrics, done.seconds, figures)
-
-
-def psnr(found: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of values in [0, 1]; infinite where both are equal."""
-    error = float(np.mean((found - truth) ** 2))
-    return math.inf if error == 0 else -10 * math.log10(error)

@@ -13,10 +13,10 @@ import torch
 from ..models import Batch, Codes
 from ..storage import ArtifactStore, Dataset, open_dataset
 from ..workers.columns import read_columns
-from ..workers.encoding import check_complete, infer
+from ..workers.encoding import check_fits, infer
 from ..workers.errors import JobError
 from ..workers.job import EncodeJob
-from ..workers.start import Dictionary, load_dictionary
+from ..workers.start import load_dictionary
 from . import report
 from .learning import Fit, fit
 from .paths import absolute, make_importable
@@ -120,11 +120,10 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
     found = load_dictionary(job)
     rows = min(data.rows, DRY_ROWS)
     check_fits(found, data)
-    check_complete(data, found.model)
     x = torch.from_numpy(read_columns(data, found.model.encode_arrays, 0, rows)).to(found.model.torch_dtype)
     params = found.model.prepare(found.params)
     begun = time.monotonic()
-    codes = infer(found.model, params, Batch(x), job.wanted)
+    codes = infer(found.model, params, Batch(x), job.wanted, keep=job.keep)
     speed = rows / max(time.monotonic() - begun, 1e-9)
     return {
         "data": data.uri,
@@ -138,15 +137,6 @@ def dry_run(job: EncodeJob) -> dict[str, Any]:
         "rows_per_second": speed,
         "seconds": data.rows / speed / job.workers,
     }
-
-
-def check_fits(found: Dictionary, data: Dataset) -> None:
-    """Raises JobError where the dictionary was learned for rows of another length."""
-    dim = found.model.input_dim(found.params)
-    if dim != data.dim:
-        raise JobError(
-            f"dictionary {found.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {data.dim}"
-        )
 
 
 def _picture(job: EncodeJob, data: Dataset, codes: Dataset) -> bytes | None:

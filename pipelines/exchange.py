@@ -15,6 +15,7 @@ from ..models.autoencoders.autoencoder import Autoencoder
 from ..models.autoencoders.exchange import FORMATS
 from ..storage import ArtifactStore, StorageError
 from ..storage.artifacts import Version
+from ..storage.artifacts.export import write_files
 from ..workers.errors import JobError
 from ..workers.job import LearnJob
 
@@ -38,19 +39,11 @@ def export_folder(store: str, ref: str, out: str | Path, format: str, *, overwri
     save = _safetensors().save
     contents = {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), file: save(tensors)}
     folder = Path(out)
-    files = [folder / name for name in contents]
-    for path in files:
-        if path.exists() and not overwrite:
-            raise StorageError(f"{path} exists: give another --out, or --overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, content in zip(files, contents.values(), strict=True):
-            draft = path.with_name(f".{path.name}.new")
-            draft.write_bytes(content)
-            draft.replace(path)
+        return write_files({folder / name: content for name, content in contents.items()}, overwrite=overwrite)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    return files
 
 
 def import_folder(path: str | Path, *, format: str, store: str, name: str) -> Version:
@@ -62,11 +55,8 @@ def import_folder(path: str | Path, *, format: str, store: str, name: str) -> Ve
     """
     folder = Path(path)
     file, _, read = FORMATS[format]
-    config, raw = _config(folder / CONFIG), _bytes(folder / file)
-    try:
-        tensors = _safetensors().load(raw)
-    except Exception as error:  # safetensors' own error, of no public type
-        raise StorageError(f"{folder / file} is no safetensors file: {error}") from error
+    config = _config(folder / CONFIG)
+    tensors, sha = _tensors(folder / file)
     found = read(config, tensors)
     dtype = found.settings.pop("dtype", "float32")
     job = LearnJob.parse(
@@ -80,7 +70,6 @@ def import_folder(path: str | Path, *, format: str, store: str, name: str) -> Ve
             "settings": found.settings,
         }
     )
-    sha = hashlib.sha256(raw).hexdigest()
     card: dict[str, Any] = {
         "kind": "dictionary",
         "job": job.to_dict(),
@@ -100,19 +89,28 @@ def import_folder(path: str | Path, *, format: str, store: str, name: str) -> Ve
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(_bytes(path))
-    except ValueError as error:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise StorageError(f"{path} holds a {type(config).__name__}, not settings")
     return cast(dict[str, Any], config)
 
 
-def _bytes(path: Path) -> bytes:
+def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """What a safetensors file holds, and the SHA-256 of its content."""
+    load = _safetensors().load_file
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return load(path), sha
+    except Exception as error:  # safetensors' own error, of no public type
+        raise StorageError(f"{path} is no safetensors file: {error}") from error
 
 
 def _safetensors() -> Any:

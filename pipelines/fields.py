@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..models import Batch, Model, Params
 from ..storage import Dataset
 from ..storage.ingest.images import difference_of_gaussians
+from ..workers.columns import read_columns
 from .errors import PipelineError
 
 USAGE_ROWS = 8192
@@ -48,7 +49,8 @@ def usage_of_codes(model: Model, params: Params, data: Dataset) -> NDArray[np.fl
     rows = min(data.rows, USAGE_ROWS)
     counts = torch.zeros(model.atoms, dtype=torch.float64)
     for start in range(0, rows, BATCH):
-        x = torch.from_numpy(data.read(start, min(start + BATCH, rows))).to(model.torch_dtype)
+        block = read_columns(data, model.encode_arrays, start, min(start + BATCH, rows))
+        x = torch.from_numpy(block).to(model.torch_dtype)
         codes = model.encode(params, Batch(x, start))
         used = codes.indices[(codes.values.abs() >= ACTIVE) & (codes.indices >= 0)]
         counts += torch.bincount(used.long(), minlength=model.atoms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import textwrap
 import types
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ..workers.job import Job, apply_assignments
+from ..workers.job import Job, apply_assignments, problem_of
 from .errors import PipelineError
 
 J = TypeVar("J", bound=BaseModel)
@@ -36,7 +35,7 @@ def job_flags(cls: type[BaseModel], *, skip: tuple[str, ...] = (), bare: Mapping
         bare: what an option means that is given without a value.
     """
     docs = field_docs(cls)
-    fields = {n: f for n, f in sorted(cls.model_fields.items(), key=lambda item: _rank(*item)) if n not in skip}
+    fields = {n: f for n, f in sorted(cls.model_fields.items(), key=lambda item: _rank(cls, *item)) if n not in skip}
     options = [_option(n, f, f.description or docs.get(n, ""), (bare or {}).get(n)) for n, f in fields.items()]
     options = [o for o in options if o is not None]
     shared = [
@@ -99,16 +98,7 @@ def parse_job(cls: type[J], values: Mapping[str, Any]) -> J:
     try:
         return cls.model_validate(values)
     except ValidationError as err:
-        first = err.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or cls.__name__
-        if first["type"] == "missing":
-            raise PipelineError(f"{where} is needed ({_what(cls, where)})") from None
-        if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(where, cls.model_fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(cls.model_fields)}"
-            raise PipelineError(f"unknown field {where!r}; {hint}") from None
-        cause = first.get("ctx", {}).get("error")
-        raise PipelineError(str(cause) if cause else f"{where}={first.get('input')!r}: {first['msg']}") from None
+        raise PipelineError(problem_of(cls, err)) from None
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -148,15 +138,9 @@ def first_line(cls: type) -> str:
     return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
-def _rank(name: str, field: FieldInfo) -> int:
-    """Needed fields first, then a job's own, then those of every job."""
-    return 0 if field.is_required() else 2 if name in Job.model_fields else 1
-
-
-def _what(cls: type[BaseModel], name: str) -> str:
-    outer = name.partition(".")[0]
-    field = cls.model_fields.get(outer)
-    return (field.description if field else None) or field_docs(cls).get(outer, outer)
+def _rank(cls: type[BaseModel], name: str, field: FieldInfo) -> int:
+    """Needed fields first, then a job's own, then those that it shares with others."""
+    return 0 if field.is_required() else 1 if name in cls.__annotations__ else 2
 
 
 def _option(name: str, field: FieldInfo, text: str, bare: str | None) -> Command | None:

@@ -1,8 +1,8 @@
 """The flows that Prefect runs: `ingest`, `learn`, `encode` and `denoise`, each of one typed job that the UI shows as a
 form.
 
-They add a page in the UI to the functions of learning.py, encoding.py, denoising.py and ingesting.py, which do the
-work.
+They add a page in the UI to the functions of learning.py, encoding.py, denoising.py and ingesting.py, where the work is
+done.
 (No postponed annotations in this file: Prefect reads the flows' signatures.)
 """
 

@@ -126,7 +126,7 @@ def check(job: LearnJob) -> LearnJob:
 
 def pinned(job: LearnJob) -> LearnJob:
     """The job with the exact version that `init` means now, so that a run can be resumed after its alias has moved."""
-    if job.init is None or job.init.endswith(".npz"):
+    if job.init is None or job.init_is_file:
         return job
     return job.model_copy(update={"init": ArtifactStore(job.store, create=False).resolve(job.init).ref})
 
@@ -144,14 +144,31 @@ def best_fit(job: LearnJob, reporter: Reporter = silent) -> Fit:
     for start in range(job.starts):
         seed = job.seed + START_SEED * start
         say = f"start {start + 1} of {job.starts}"
-        one = job.model_copy(update={"seed": seed, "starts": 1})
-        fits.append(replace(fit(one, lambda p, say=say: reporter(_from_start(p, say))), seed=seed))
-        if "free_energy" not in fits[-1].metrics:
-            raise JobError(
-                f"starts={job.starts}: model {job.model!r} reports no free energy to choose the best start by"
-            )
+        # Whoever resumes one of them alone shall move no alias: which is the best is not known yet.
+        one = job.model_copy(update={"seed": seed, "starts": 1, "aliases": []})
+        fits.append(replace(_comparable(one, lambda p, say=say: reporter(_from_start(p, say))), seed=seed))
     best = max(fits, key=lambda f: f.metrics["free_energy"])
     return replace(best, others=tuple(f for f in fits if f is not best))
+
+
+def _comparable(job: LearnJob, reporter: Reporter) -> Fit:
+    """As `fit`; JobError at the first metrics that have no free energy, and the run is dropped if it began here."""
+    begun, lacking = "", False
+
+    def watch(progress: Progress) -> None:
+        nonlocal begun, lacking
+        if progress.kind == "start" and not progress.step:
+            begun = progress.run_id
+        lacking = bool(progress.metrics) and "free_energy" not in progress.metrics
+        if lacking:
+            raise JobError(f"model {job.model!r} reports no free energy to choose a start by: leave out --starts")
+        reporter(progress)
+
+    try:
+        return fit(job, watch)
+    finally:
+        if lacking and begun:
+            ArtifactStore(job.store, create=False).run(begun).drop()
 
 
 def starts_of(fit: Fit) -> list[dict[str, float]]:
@@ -197,7 +214,7 @@ def publish(job: LearnJob, fit: Fit) -> LearnResult:
         # A version without pictures is better than a run without a version.
         LOG.exception("the pictures of run %s could not be drawn", fit.run_id)
         figures = {}
-    parents = [] if job.init is None or job.init.endswith(".npz") else [job.init]
+    parents = [] if job.init is None or job.init_is_file else [job.init]
     card = make_card(job, data, fit, history, parents)
     card["run"]["commit"] = found.snapshot
     try:
@@ -288,7 +305,7 @@ def dry_run(job: LearnJob, reporter: Reporter = silent) -> Fit:
             "workers": 1,
             "report_seconds": 0.0,
         }
-        if job.init is not None and not job.init.endswith(".npz"):
+        if job.init is not None and not job.init_is_file:
             changes["init"] = str(Path(folder) / "init.npz")
             start: dict[str, Any] = dict(ArtifactStore(job.store, create=False).load(job.init).arrays)
             np.savez(changes["init"], allow_pickle=False, **start)

@@ -1,5 +1,5 @@
-"""A run's page in the Prefect UI: its progress in %, a table of metrics, one of
-what the time goes into, and a report with pictures, updated in place.
+"""A run's page in the Prefect UI: its progress in %, a table of metrics, one of what the time goes into, and a report
+with pictures, updated in place.
 
 Four artifacts are created once and then changed: a new one per update would bury the page. Everything goes through
 a thread with a short memory that drops the oldest, so that learning never waits for the UI, nor for a server that is
@@ -41,6 +41,7 @@ TITLES = {
     "atoms.png": "Atoms",
     "convergence.png": "Convergence",
     "codes.png": "Rows (above) and atoms times codes (below)",
+    "before_after.png": "Before, after (and as it was)",
 }
 
 

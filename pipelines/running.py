@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Program = Literal["ingest", "learn", "encode", "denoise"]
+PROGRAMS: tuple[Program, ...] = get_args(Program)
 UI_HINT = "(no Prefect server is running; `sparsefleet up` starts one with a UI)"
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from .errors import PipelineError
+from .running import PROGRAMS
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, Log
 
-FLOWS = ("learn", "encode", "denoise", "ingest")
 RECENT = 200
 POLL_SECONDS = 1.0
 CORRECTION_SECONDS = 20.0
@@ -25,7 +25,7 @@ def recent(prefect: SyncPrefectClient, limit: int = 20) -> list[FlowRun]:
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName
     from prefect.client.schemas.sorting import FlowRunSort
 
-    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
+    ours = FlowFilter(name=FlowFilterName(any_=list(PROGRAMS)))
     return prefect.read_flow_runs(flow_filter=ours, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=limit)
 
 

@@ -91,11 +91,16 @@ def up(host: str = "127.0.0.1", port: int | None = None, *, worker: bool = True)
         worker: also start a process worker for the work pool `local`.
 
     Raises:
-        PipelineError: Prefect is not installed, the port is taken, or the server does not answer in time.
+        PipelineError: Prefect is not installed, its folder cannot be made, the port is taken, or the server does not
+            answer in time.
     """
     _need_prefect()
     folder = state_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _lock_file().touch()
+    except OSError as err:
+        raise PipelineError(f"{folder} cannot be used: {err.strerror}; SPARSEFLEET_HOME says where else") from err
     with FileLock(_lock_file()):
         password.ensure(folder)
         local = running()

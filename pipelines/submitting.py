@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 from .connection import Api, client, need_api, use
 from .errors import PipelineError
 from .paths import absolute, make_importable
-from .running import Program, run_name, tags_of
+from .running import PROGRAMS, Program, run_name, tags_of
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from pydantic import BaseModel
-
-PROGRAMS: tuple[Program, ...] = ("ingest", "learn", "encode", "denoise")
 
 
 @dataclass(frozen=True)
@@ -110,3 +108,5 @@ def _check(program: Program, job: Any) -> None:
     if program == "learn":
         make_importable(job.module_path)
         job.build_schedule(job.build_model())
+    elif program == "encode":
+        job.build_coder()

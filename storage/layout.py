@@ -24,9 +24,9 @@ HEADER = "sparsefleet"
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 DONE = "done"
+"""Array beside the data, one byte a shard: 1 when the shard's owner has written all of it."""
 MAX_SHARDS = 2**24
 """More would take minutes to list: of 64 MB each, these are a petabyte."""
-"""Array beside the data, one byte a shard: 1 when the shard's owner has written all of it."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

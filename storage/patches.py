@@ -14,7 +14,8 @@ from typing import Any, Self
 import numpy as np
 
 from .errors import BadData
-from .ingest.images import CONTRAST_FLOOR
+from .ingest.images import cut
+from .ingest.whitening import CONTRAST_FLOOR
 from .layout import choose_layout
 from .reader import Dataset
 from .writer import create_dataset
@@ -128,12 +129,10 @@ def cut_photo(pixels: np.ndarray, out: str, prepared: Preparation, *, stride: in
         missing=bool(gone.any()),
         overwrite=True,
     )
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, (size, size), axis=(0, 1))
     for shard in writer.shards():
         place = places[shard.slice]
-        cut = windows[place[:, 0], place[:, 1]]
-        cut = np.moveaxis(cut, 1, -1) if prepared.color else cut
-        rows, level, scale = prepared.apply(cut.reshape(len(place), -1))
+        patches = cut(pixels, size, place[:, 0], place[:, 1])
+        rows, level, scale = prepared.apply(patches.reshape(len(place), -1))
         writer.write(shard, data=rows, place=place, level=level, scale=scale)
     return writer.finish()
 

@@ -302,6 +302,8 @@ def open_array(place: Location, group: Group, header: Header, name: str) -> Arra
     layout = header.arrays[name]
     with metadata_of(place), codec_pipeline(place):
         array = zarr.open_array(group.store_path / name, mode="r" if group.read_only else "r+", zarr_format=3)
+        # Not kept with the array: without it a shard of nothing but the fill value would be left out, and seem lost.
+        array = array.with_config({"write_empty_chunks": True})
         found = (array.shape, str(array.dtype), array.shards, array.chunks)
     rest = layout.shape
     expected = ((header.rows, *rest), layout.dtype, (header.shard_rows, *rest), (header.chunk_rows, *rest))

@@ -13,7 +13,7 @@ import numpy as np
 from .errors import BadData, StorageError, StoreConflict
 from .layout import DONE, FORMAT, HEADER, Header, Shard, make_header, parse_header, refuse_nonfinite
 from .locations import Location, locate, reaching
-from .reader import Dataset, member, metadata_of, open_array, open_group, read_done, read_header, read_side, shard_files
+from .reader import Dataset, member, open_array, open_group, read_done, read_header, read_side, shard_files
 
 if TYPE_CHECKING:
     from zarr import Group
@@ -50,11 +50,6 @@ class DatasetWriter:
         """The shards that are not written yet."""
         done = read_done(self._place, self._group)
         return [shard for shard in self.shards() if not done[shard.index]]
-
-    def is_done(self, shard: Shard) -> bool:
-        """Whether `shard` has been written, by whomever."""
-        with metadata_of(self._place):
-            return bool(np.asarray(member(self._group, DONE)[shard.index]))
 
     def side(self, name: str) -> np.ndarray | None:
         """A small array kept beside the data, or None."""

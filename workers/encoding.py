@@ -20,7 +20,7 @@ class ShardEncoder:
     """Encodes shards of `data` under a dictionary."""
 
     def __init__(self, job: EncodeJob, data: Dataset, dictionary: Dictionary, device: torch.device) -> None:
-        """Raises JobError where the dictionary was learned for rows of another length."""
+        """Raises JobError as `check_fits`."""
         self._job, self._data, self._model = job, data, dictionary.model
         self._ref, self._snapshot = dictionary.ref, dictionary.snapshot
         self._device = device
@@ -29,14 +29,8 @@ class ShardEncoder:
         """Σ‖x - D a‖² and Σ‖x‖² of the rows coded so far, where a coder codes them; else zero."""
         self.note = f"; {self._model.note(self._params)}" if isinstance(self._model, Given) else ""
         self._arrays = self._model.encode_arrays
-        found = widths(data, self._arrays)
-        dim = self._model.input_dim(self._params)
-        if found[0] != dim:
-            raise JobError(
-                f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {found[0]}"
-            )
-        check_complete(data, self._model)
-        self._trial = self._encode(np.zeros((1, sum(found)), dtype=np.float32))
+        check_fits(dictionary, data)
+        self._trial = self._encode(np.zeros((1, sum(widths(data, self._arrays))), dtype=np.float32))
 
     def create(self) -> None:
         """Lay out the data set of codes, sharded as the data is; continues an unfinished one of the same kind."""
@@ -81,16 +75,22 @@ class ShardEncoder:
 
     def _encode(self, rows: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> dict[str, np.ndarray[Any, Any]]:
         x = torch.from_numpy(np.ascontiguousarray(rows)).to(self._device, self._model.torch_dtype)
-        found = infer(self._model, self._params, Batch(x), self._job.wanted)
-        keep = self._job.keep
-        if keep is not None and keep < found["indices"].shape[1]:
-            best = found["values"].abs().topk(keep, dim=1).indices
-            found |= {name: found[name].gather(1, best) for name in ("indices", "values")}
+        found = infer(self._model, self._params, Batch(x), self._job.wanted, keep=self._job.keep)
         if self._job.coder:
             codes = Codes(found["indices"], found["values"])
             self.squares[0] += float(squared_errors(x, self._params["W"], codes).double().sum())
             self.squares[1] += float(x.double().square().sum())
         return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def check_fits(dictionary: Dictionary, data: Dataset) -> None:
+    """JobError where the dictionary is for rows of another length, of other arrays, or without missing values."""
+    found, dim = widths(data, dictionary.model.encode_arrays)[0], dictionary.model.input_dim(dictionary.params)
+    if found != dim:
+        raise JobError(
+            f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {found}"
+        )
+    check_complete(data, dictionary.model)
 
 
 def check_complete(data: Dataset, model: Model) -> None:
@@ -102,13 +102,20 @@ def check_complete(data: Dataset, model: Model) -> None:
         )
 
 
-def infer(model: Model, params: Params, batch: Batch, wanted: Wanted) -> dict[str, torch.Tensor]:
-    """The codes, and what is wanted beside them, by the name of the array that takes it.
+def infer(
+    model: Model, params: Params, batch: Batch, wanted: Wanted, *, keep: int | None = None
+) -> dict[str, torch.Tensor]:
+    """The codes, of each row at most the `keep` largest entries, and what is wanted beside them, by array.
 
     Raises:
         ModelError: the model cannot give it.
     """
-    if not wanted.plain:
-        return model.infer(params, batch, wanted)
-    codes = model.encode(params, batch)
-    return {"indices": codes.indices, "values": codes.values}
+    if wanted.plain:
+        codes = model.encode(params, batch)
+        found = {"indices": codes.indices, "values": codes.values}
+    else:
+        found = model.infer(params, batch, wanted)
+    if keep is not None and keep < found["indices"].shape[1]:
+        best = found["values"].abs().topk(keep, dim=1).indices
+        found |= {name: found[name].gather(1, best) for name in ("indices", "values")}
+    return found

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..models import OUTPUTS, Model, ModelError, Schedule, Wanted, make_model
+from ..models import OUTPUTS, Model, Schedule, Wanted, make_model
 from ..models.pursuit import Coder, make_coder
 from .errors import JobError
 
@@ -81,7 +81,7 @@ class Job(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as err:
-            raise JobError(_first_problem(cls, err)) from None
+            raise JobError(problem_of(cls, err)) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> dict[str, Any]:
@@ -149,6 +149,11 @@ class LearnJob(Job):
     )
     report_seconds: float = Field(0.5, ge=0, description="report progress at most this often, in seconds")
 
+    @property
+    def init_is_file(self) -> bool:
+        """Whether start values come from a file, not from a version in the store."""
+        return self.init is not None and self.init.endswith(".npz")
+
     def build_model(self) -> Model:
         """The configured model.
 
@@ -167,6 +172,7 @@ class LearnJob(Job):
 
         Raises:
             JobError: a name that the model's schedule does not know.
+            ModelError: values that the model's settings do not go with.
         """
         default = model.schedule()
         known = {*default.ramps, *model.ramp_names}
@@ -176,12 +182,14 @@ class LearnJob(Job):
                 hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(known)) or 'none'}"
                 raise JobError(f"schedule.{name}: model {self.model!r} has no such value; {hint}")
         own = {n: tuple((float(a), float(b)) for a, b in points) for n, points in self.schedule.items()}
-        return Schedule(
+        schedule = Schedule(
             passes=self.passes or default.passes,
             update_every=default.update_every,
             batch_rows=self.batch_rows or default.batch_rows,
             ramps={**default.ramps, **own},
         )
+        model.check_schedule(schedule)
+        return schedule
 
     def run_id(self, fingerprint: str, init_digest: str = "", source_digest: str = "") -> str:
         """Identity of the run: equal jobs on equal data continue one another, wherever and on however many workers."""
@@ -267,9 +275,13 @@ class EncodeJob(Job):
         """The configured coder; None for the model's own inference.
 
         Raises:
-            JobError, ModelError: settings without a coder, a file without one, or as `make_coder`.
+            JobError, ModelError: settings without a coder, a file without one, a coder with what it has no use for,
+                or as `make_coder`.
         """
         if self.coder is not None:
+            for name, given in {"sigma": self.sigma, "missing": self.missing or None}.items():
+                if given is not None:
+                    raise JobError(f"{name}={given}: only a model's own inference uses it, not coder {self.coder!r}")
             return make_coder(self.coder, self.coder_settings)
         if self.coder_settings:
             raise JobError(f"coder_settings={self.coder_settings}: say which coder they are for, as in --coder omp")
@@ -321,9 +333,11 @@ def apply_assignments(values: dict[str, Any], assignments: list[str]) -> dict[st
     return out
 
 
-def _first_problem(cls: type[BaseModel], err: ValidationError) -> str:
+def problem_of(cls: type[BaseModel], err: ValidationError) -> str:
+    """The first thing that keeps values from being a `cls`, in one line; near names are suggested."""
     first = err.errors()[0]
-    where = ".".join(str(p) for p in first["loc"])
+    where = ".".join(str(p) for p in first["loc"]) or cls.__name__
+    where = where if where.isprintable() else repr(where)
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), list(cls.model_fields), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(cls.model_fields)}"
@@ -335,7 +349,7 @@ def _first_problem(cls: type[BaseModel], err: ValidationError) -> str:
             else f"{where} is needed"
         )
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, (JobError, ModelError)):
+    if isinstance(cause, Exception):
         return str(cause)
     value = first.get("input")
     shown = "NaN" if isinstance(value, float) and math.isnan(value) else repr(value)

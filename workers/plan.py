@@ -167,5 +167,6 @@ def _statistics_bytes(model: Model, widths: tuple[int, ...]) -> int:
     sample = torch.eye(min(dim, 8), dim).double()
     probe = Probe(1, torch.zeros(dim).double(), torch.ones(dim).double(), sample, widths)
     params = model.init(probe, torch.Generator().manual_seed(0))
+    model.check_start(params)
     nothing = Batch(torch.empty(0, dim, dtype=model.torch_dtype))
     return model.statistics(params, nothing, Stage(step=0, steps=1)).flatten().nbytes

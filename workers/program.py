@@ -365,6 +365,7 @@ def _begin(job: LearnJob, model: Model, feed: Feed, run: RunBranch) -> RunState:
     probe = feed.probe()
     params = model.init(probe, torch.Generator().manual_seed(job.seed))
     state = RunState(0, initial_params(job, params))
+    model.check_start(state.params)
     run.commit(0, state.arrays(), {}, job.to_dict())
     return state
 

@@ -141,13 +141,9 @@ def _dictionary_file(path: str) -> tuple[torch.Tensor, str]:
     return torch.from_numpy(np.array(atoms, dtype=wide)), hashlib.sha256(content).hexdigest()
 
 
-def _is_file(init: str) -> bool:
-    return init.endswith(".npz")
-
-
 def _init_arrays(job: LearnJob) -> dict[str, Any]:
     assert job.init is not None
-    if not _is_file(job.init):
+    if not job.init_is_file:
         return ArtifactStore(job.store, create=False).load(job.init).arrays
     try:
         with np.load(job.init, allow_pickle=False) as archive:
@@ -159,7 +155,7 @@ def _init_arrays(job: LearnJob) -> dict[str, Any]:
 def _init_digest(job: LearnJob) -> str:
     if job.init is None:
         return ""
-    if not _is_file(job.init):
+    if not job.init_is_file:
         return ArtifactStore(job.store, create=False).resolve(job.init).snapshot
     try:
         return hashlib.sha256(Path(job.init).read_bytes()).hexdigest()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import JSON, STORE, duration, emit, pairs, plain, say, size, table
+from ..console import JSON, STORE, duration, emit, pairs, say, size, table
 from ..metrics import ordered
-from .imports import FOREIGN
+from .imports import FOREIGN, facts
 from .imports import command as import_
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 REF = click.argument("ref", metavar="NAME[@VERSION]")
 NAME = click.argument("name")
+FORMATS = ("npz", "safetensors", "json", "folder")
+"""Layouts of our own for export."""
 
 
 @click.group()
@@ -43,7 +45,7 @@ def list_(store: str, as_json: bool) -> None:
     """List all names with their newest version."""
     opened = _open(store)
     newest = [opened.resolve(name) for name in opened.names()]
-    emit([_facts(v) for v in newest], as_json, lambda: _table(newest, "no version in this store yet"))
+    emit([facts(v) for v in newest], as_json, lambda: _table(newest, "no version in this store yet"))
 
 
 @command.command()
@@ -56,7 +58,7 @@ def show(ref: str, store: str, figures: str | None, as_json: bool) -> None:
     found = _open(store).load(ref)
     written = _write_figures(Path(figures), found.figures) if figures else []
     shapes = {n: {"shape": list(a.shape), "dtype": str(a.dtype)} for n, a in found.arrays.items()}
-    value = _facts(found.version) | {"card": found.card, "arrays": shapes, "figures": written or sorted(found.figures)}
+    value = facts(found.version) | {"card": found.card, "arrays": shapes, "figures": written or sorted(found.figures)}
 
     def people() -> None:
         card = found.card
@@ -94,7 +96,7 @@ def show(ref: str, store: str, figures: str | None, as_json: bool) -> None:
 def history(name: str, store: str, as_json: bool) -> None:
     """List all versions of a name, newest first."""
     versions = _open(store).history(name)
-    emit([_facts(v) for v in versions], as_json, lambda: _table(versions, "no version"))
+    emit([facts(v) for v in versions], as_json, lambda: _table(versions, "no version"))
 
 
 @command.command()
@@ -155,7 +157,7 @@ def alias(name: str, alias: str | None, ref: str | None, remove: bool, store: st
 def rollback(name: str, to: str, store: str, as_json: bool) -> None:
     """Publish an old version's content again as the newest one; nothing is lost."""
     made = _open(store).rollback(name, to)
-    emit(_facts(made), as_json, lambda: click.echo(f"{made.ref}: {made.message}"))
+    emit(facts(made), as_json, lambda: click.echo(f"{made.ref}: {made.message}"))
 
 
 @command.command()
@@ -164,7 +166,8 @@ def rollback(name: str, to: str, store: str, as_json: bool) -> None:
 @click.option(
     "--format",
     "kind",
-    help="npz, safetensors, json or folder; saelens or sparsify for autoencoders; by default from the ending of --out.",
+    type=click.Choice([*FORMATS, *FOREIGN]),
+    help="saelens and sparsify are for autoencoders; by default from the ending of --out.",
 )
 @click.option("--out", type=click.Path(), help="File or folder to write; by default NAME-vN.FORMAT.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
@@ -223,8 +226,10 @@ def gc(store: str, yes: bool, older_than_days: float, as_json: bool) -> None:
 
     def people() -> None:
         verb = "removed" if yes else "could be removed"
-        click.echo(f"{size(found['bytes'])} in {found['chunks']} chunks and {found['snapshots']} snapshots {verb}")
-        if not yes and found["bytes"]:
+        memories = f", and what {found['memories']} ended runs kept of rows," if found["memories"] else ""
+        chunks = f"{found['chunks']} chunks and {found['snapshots']} snapshots"
+        click.echo(f"{size(found['bytes'])} in {chunks}{memories} {verb}")
+        if not yes and (found["bytes"] or found["memories"]):
             say(f"next: sparsefleet artifacts gc --store {store} --yes")
 
     emit(found, as_json, people)
@@ -253,11 +258,6 @@ def doctor(store: str, as_json: bool) -> None:
     """Tell what the store's place can do: whether several writers are safe there."""
     found = _open(store).doctor()
     emit(found, as_json, lambda: pairs(found))
-
-
-def _facts(version: Version) -> dict[str, Any]:
-    keys = ("name", "number", "snapshot", "written_at", "message", "aliases", "summary")
-    return plain({"ref": version.ref} | {k: getattr(version, k) for k in keys})
 
 
 def _table(versions: list[Version], empty: str) -> None:

@@ -13,7 +13,8 @@ from ..console import JSON, emit, say
 def command(pool: str, as_json: bool) -> None:
     """Register the flows with a work pool, so that the UI offers each as a form."""
     from ..connection import need_api
-    from ..submitting import PROGRAMS, register
+    from ..running import PROGRAMS
+    from ..submitting import register
 
     api = need_api()
     made = {f"{p}/{pool}": str(register(p, pool, api)) for p in PROGRAMS}

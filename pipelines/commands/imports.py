@@ -53,7 +53,7 @@ def command(
       sparsefleet artifacts import output/result.h5 --name bars --model bsc --set model.h_prime=8 --set model.gamma=5
       sparsefleet artifacts import downloads/layer-12/ --format sparsify --name layer-12
     """
-    if kind is None and Path(path).is_dir():
+    if kind not in FOREIGN and Path(path).is_dir():
         raise click.UsageError(f"{path} is a folder: say --format {' or '.join(FOREIGN)}")
     if kind in FOREIGN:
         from ..exchange import import_folder
@@ -66,7 +66,11 @@ def command(
     from ...workers.job import apply_assignments
     from ..importing import import_prosper
 
-    settings = apply_assignments({}, list(assignments)).get("settings", {})
+    changed = apply_assignments({}, list(assignments))
+    settings = changed.pop("settings", {})
+    if changed or not isinstance(settings, dict):
+        name = next(iter(changed), "settings")
+        raise click.UsageError(f"--set {name}=…: only the model's settings can be given, as in --set model.gamma=3")
     try:
         numbers = tuple(float(v) for v in values.split(",")) if values else ()
     except ValueError:
@@ -77,13 +81,18 @@ def command(
 
 
 def _show(made: Version, what: str, store: str, as_json: bool, more: dict[str, Any] | None = None) -> None:
-    keys = ("name", "number", "snapshot", "written_at", "message", "aliases", "summary")
-    facts = plain({"ref": made.ref} | {k: getattr(made, k) for k in keys}) | (more or {})
+    shown = facts(made) | (more or {})
 
     def people() -> None:
         click.echo(f"{made.ref}: {what}")
-        if facts.get("left_out"):
-            say(f"left out: {', '.join(facts['left_out'][:20])}")
+        if shown.get("left_out"):
+            say(f"left out: {', '.join(shown['left_out'][:20])}")
         say(f"next: sparsefleet artifacts show {made.ref} --store {store}")
 
-    emit(facts, as_json, people)
+    emit(shown, as_json, people)
+
+
+def facts(version: Version) -> dict[str, Any]:
+    """What commands tell of a version with --json."""
+    keys = ("name", "number", "snapshot", "written_at", "message", "aliases", "summary")
+    return plain({"ref": version.ref} | {k: getattr(version, k) for k in keys})

@@ -12,6 +12,7 @@ import click
 
 from ...workers.job import LearnJob
 from ..console import JSON, duration, emit, pairs, say
+from ..errors import PipelineError
 from ..flags import job_flags, read_job
 from ..timing import time_line
 from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
@@ -57,6 +58,7 @@ def command(**given: Any) -> None:
     if given["dry_run"]:
         _dry_run(job, given)
         return
+    _make_folders(given)
     result = _run(job, given)
     if result is not None:
         _finish(job, result, given)
@@ -76,12 +78,16 @@ def _recipe(given: dict[str, Any]) -> None:
         with _trial_data(recipe, job, ingest) as job:
             _dry_run(job, given)
         return
+    _make_folders(given)
     _make_data(recipe, ingest, given)
     result = _run(job, given)
+    if result is None:
+        left = ["its second run", "its check"] if recipe.then else ["its check"]
+        say(f"the work pool runs the recipe's job alone, without {' and '.join(left)}")
     second = recipe.second(job, result.ref) if result is not None else None
     if second is not None:
         say(f"{job.name}: the second run of the recipe, from {second.init}")
-        job, result = second, _run(second, given)
+        job, result = second, _run(second, given, second=True)
     if result is not None:
         from ..recipes.checks import measure
 
@@ -118,18 +124,38 @@ def _trial_data(recipe: Recipe, job: LearnJob, ingest: IngestJob) -> Generator[L
         yield job.model_copy(update={"data": data})
 
 
-def _run(job: LearnJob, given: Mapping[str, Any]) -> Any:
-    again = f"continue with the same command, or: sparsefleet resume {{run}} --store {job.store}"
-    return run_or_submit("learn", job, given, title=job.name, again=again)
+def _run(job: LearnJob, given: Mapping[str, Any], *, second: bool = False) -> Any:
+    return run_or_submit("learn", job, given, title=job.name, again=_again(job, second=second))
+
+
+def _again(job: LearnJob, *, second: bool) -> str:
+    """How an interrupted run goes on. One of several starts must not be resumed alone: that would publish it; and the
+    whole command begins with a recipe's first run."""
+    if job.starts > 1:
+        return "the same command begins with the first run again" if second else "continue with the same command"
+    resume = f"sparsefleet resume {{run}} --store {job.store}"
+    return f"continue with: {resume}" if second else f"continue with the same command, or: {resume}"
+
+
+def _make_folders(given: Mapping[str, Any]) -> None:
+    """Makes the folders that the pictures go to; PipelineError where that cannot be, before anything is learned."""
+    picture, figures = given["picture"], given["figures"]
+    if picture and Path(picture).is_dir():
+        raise PipelineError(f"--picture {picture} is a folder: give a file")
+    for folder in [*([Path(picture).parent] if picture else []), *([Path(figures)] if figures else [])]:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as err:
+            raise PipelineError(f"no picture can be written in {folder}: {err.strerror or err}") from err
 
 
 def _finish(job: LearnJob, result: LearnResult, given: Mapping[str, Any], outcome: Outcome | None = None) -> None:
     picture = given["picture"]
     if picture and "atoms.png" in result.figures:
-        Path(picture).parent.mkdir(parents=True, exist_ok=True)
         Path(picture).write_bytes(result.figures["atoms.png"])
     if given["figures"]:
-        Path(given["figures"]).mkdir(parents=True, exist_ok=True)
         for name, png in (result.figures | (outcome.figures if outcome else {})).items():
             (Path(given["figures"]) / name).write_bytes(png)
     found = result.to_dict() | {"picture": picture} | ({"outcome": outcome.to_dict()} if outcome else {})

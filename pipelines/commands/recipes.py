@@ -20,6 +20,8 @@ def command(context: click.Context, as_json: bool) -> None:
       sparsefleet learn --recipe bars-bsc --engine ray --workers 2
     """
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise click.UsageError(f"write --json after the subcommand: recipes {context.invoked_subcommand} … --json")
         return
     from ..recipes import load_recipe, recipe_names
 

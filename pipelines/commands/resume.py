@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..connection import client, find_api
 from ..console import JSON, STORE, duration, emit, say
 from .shared import FLOW
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from ..running import Program
 
 
 @click.command()
@@ -42,6 +47,7 @@ def _from_store(run: str, store: str) -> dict[str, Any] | None:
 def _from_prefect(run: str, flow: bool, as_json: bool) -> None:
     from .. import runs
     from ..errors import PipelineError
+    from ..running import PROGRAMS
 
     api = find_api()
     if api is None:
@@ -49,6 +55,8 @@ def _from_prefect(run: str, flow: bool, as_json: bool) -> None:
     with client(api) as prefect:
         found = runs.find(prefect, run)
         program = prefect.read_flow(found.flow_id).name
+        if program not in PROGRAMS:
+            raise PipelineError(f"run {found.name!r} is one of the flow {program!r}, which is none of sparsefleet's")
         if found.deployment_id is not None:
             runs.retry(prefect, found)
     if found.deployment_id is None:
@@ -63,17 +71,23 @@ def _from_prefect(run: str, flow: bool, as_json: bool) -> None:
     )
 
 
-def _continue(program: str, values: dict[str, Any], flow: bool, as_json: bool) -> None:
+def _job_class(program: Program, values: dict[str, Any]) -> type[Any]:
     from ...storage.ingest import INGESTS
     from ...workers.job import EncodeJob, LearnJob
+    from ..denoising import DenoiseJob
+
+    if program == "ingest":
+        return INGESTS[values["kind"]].job
+    return {"learn": LearnJob, "encode": EncodeJob, "denoise": DenoiseJob}[program]
+
+
+def _continue(program: Program, values: dict[str, Any], flow: bool, as_json: bool) -> None:
     from ..flags import parse_job
     from ..running import run
 
-    classes: Any = {"learn": LearnJob, "encode": EncodeJob}
-    job = parse_job(classes.get(program) or INGESTS[values["kind"]].job, values)
+    job: BaseModel = parse_job(_job_class(program, values), values)
     name = getattr(job, "name", program)
-    programs: Any = program
-    result = run(programs, job, title=name, flow=flow, again="resume it again to continue")
+    result = run(program, job, title=name, flow=flow, again="resume it again to continue")
 
     def show() -> None:
         facts = result.to_dict()

@@ -17,11 +17,12 @@ def command(host: str, port: int | None, worker: bool, show_password: bool, as_j
     """Start the local Prefect server with its UI, and a worker; do nothing if they run.
 
     It listens on this machine only, asks for a password (commands of yours know it), keeps its database in its own
-    folder and tells nobody. From then on, `ingest`, `learn` and `encode` run as flows that the UI shows.
+    folder and tells nobody. From then on, `ingest`, `learn`, `encode` and `denoise` run as flows that the UI shows.
     """
     from .. import password, server
     from ..connection import Api
-    from ..submitting import PROGRAMS, register
+    from ..running import PROGRAMS
+    from ..submitting import register
 
     if host not in ("127.0.0.1", "localhost", "::1"):
         say(

@@ -20,6 +20,7 @@ from ...models.recovery import recover
 from ...storage import ArtifactStore, Dataset, open_dataset
 from ...storage.ingest import GeneratedSource
 from ...storage.ingest.generated import TRUTH, draw
+from ...storage.ingest.images import SKLEARN, find_images, read_photo
 from ...workers.job import LearnJob
 from ..errors import PipelineError
 from ..fields import receptive_fields, usage_of_codes
@@ -269,16 +270,11 @@ def _sparsity(learned: Learned) -> str:
 
 def denoising(learned: Learned) -> Found:
     """How much noise of σ = 25 grey levels the atoms take from a photograph that they were not learned from."""
-    from ...storage.ingest.images import LUMINANCE
-
     shape = learned.data.patch_shape
     if shape is None or len(shape) != 2:
         raise PipelineError(f"{learned.data.uri} holds no grey patches: the check 'denoising' needs pictures")
-    try:
-        from sklearn.datasets import load_sample_image
-    except ImportError as err:
-        raise ImportError("the check 'denoising' needs scikit-learn: pip install 'sparsefleet[photos]'") from err
-    truth = torch.from_numpy(load_sample_image(NOISY_PICTURE) @ LUMINANCE).double()
+    photo = read_photo(find_images([SKLEARN + NOISY_PICTURE])[0], color=False, prefilter=False)
+    truth = 255 * torch.from_numpy(photo.pixels).double()
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(learned.job.seed), dtype=torch.float64)
     noisy = truth + NOISE * noise
     before, after = psnr(noisy, truth), psnr(denoise(noisy, torch.from_numpy(learned.atoms.T), NOISE), truth)

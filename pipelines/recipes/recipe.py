@@ -87,7 +87,9 @@ class Recipe(BaseModel):
             return True
         asked = job.model_dump(mode="json", exclude={"sources", "out", "overwrite"}, exclude_none=True)
         made: Mapping[str, Any] = found.attributes.get("recipe", {})
-        other = sorted(k for k, v in asked.items() if made.get(k) != v)
+        # What an ingest leaves out of its recipe has the default value.
+        made = {k: f.get_default(call_default_factory=True) for k, f in type(job).model_fields.items()} | dict(made)
+        other = sorted(k for k, v in asked.items() if made[k] != v)
         if other:
             raise PipelineError(
                 f"{job.out} was made in another way ({', '.join(f'{k}={made.get(k)!r}' for k in other)}): "

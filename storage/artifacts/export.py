@@ -50,7 +50,7 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "folder":
             return _write_folder(path, contents, overwrite=overwrite)
-        return _write_files({_beside(path, ending): text for ending, text in contents.items()}, overwrite=overwrite)
+        return write_files({_beside(path, ending): text for ending, text in contents.items()}, overwrite=overwrite)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -59,7 +59,13 @@ def _beside(path: Path, ending: str) -> Path:
     return path if not ending else path.with_name((path.stem if path.suffix else path.name) + ending)
 
 
-def _write_files(files: Mapping[Path, bytes], *, overwrite: bool) -> list[Path]:
+def write_files(files: Mapping[Path, bytes], *, overwrite: bool) -> list[Path]:
+    """Writes each file whole or not at all, its folder being there, and returns the paths.
+
+    Raises:
+        StorageError: a folder is in the way, or a file and `overwrite` is False; then nothing is written.
+        OSError: one cannot be written.
+    """
     for path in files:
         if path.is_dir() or (path.exists() and not overwrite):
             raise StorageError(f"{path} exists: give another path, or overwrite it")

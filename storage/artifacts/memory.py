@@ -40,6 +40,11 @@ class RunMemory:
         self.place.clear()
 
 
+def memories(store: Location) -> list[str]:
+    """The runs that keep something of rows beside the artifact store at `store`."""
+    return store.child(FOLDER).folders()
+
+
 def run_memory(store: Location, run_id: str) -> RunMemory:
     """The memory of a run of the artifact store at `store`."""
     return RunMemory(store.child(f"{FOLDER}/{run_id}"))

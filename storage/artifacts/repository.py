@@ -111,7 +111,8 @@ class Repository:
                     return icechunk.Repository.create(_storage(self.place.child(INSIDE)))
                 # Made aside and moved: whoever finds the folder finds all of it, even if this process is killed.
                 draft = self.place.child(f"{DRAFT}{uuid4().hex}")
-                icechunk.Repository.create(_storage(draft))
+                made = icechunk.Repository.create(_storage(draft))
+                _write_identity(made.writable_session(MAIN), conditional=True)
                 draft.path.rename(self.place.path / INSIDE)
                 return self._open()
             except icechunk.IcechunkError as error:
@@ -129,6 +130,10 @@ class Repository:
             raise StorageError(f"{self.place.uri} is an Icechunk repository, but not an artifact store")
         if found > FORMAT:
             raise StorageError(f"{self.place.uri} has format {found}, newer than {FORMAT}: update sparsefleet")
+        if create and self.place.is_local and not self.place.exists(f"{seals.FOLDER}/{identity.id}"):
+            # A seal names files where they lie for good, so that a new store gets its first one only now.
+            with suppress(StorageError), self.locked():
+                self._seal(identity.id, identity.id)
         return identity
 
     def _sign(self) -> Commit | None:
@@ -138,13 +143,11 @@ class Repository:
                 f"{self.place.uri}: this S3 server ignores conditional writes, so writers would lose each other's "
                 f"versions; use another server, or set {SINGLE_WRITER}=1 if only one process ever writes"
             )
-        identity = {"kind": "store", "format": FORMAT, "conditional_writes": conditional}
         # When somebody else signs at the same time, what they wrote is as good.
         with suppress(StoreConflict), self.locked(), self._words():
             session = self._repo.writable_session(MAIN)
             if session.snapshot_id == self._root and not self.branches(""):
-                zarr.open_group(session.store, mode="w").attrs.update(identity)
-                done = session.commit("artifact store", metadata=identity)
+                done = _write_identity(session, conditional=conditional)
                 self._seal(done, done)
         return self.tip(MAIN)
 
@@ -385,6 +388,13 @@ def _words(error: icechunk.IcechunkError) -> str:
     lines = [line.strip(" x×|") for line in error.message.splitlines()]
     text = next((line for line in lines if line), "unknown error")[:300]
     return "the S3 server does not answer any more" if "dispatch failure" in text else text
+
+
+def _write_identity(session: icechunk.Session, *, conditional: bool) -> str:
+    """Commits that this is a store of ours; returns the commit's identifier."""
+    identity = {"kind": "store", "format": FORMAT, "conditional_writes": conditional}
+    zarr.open_group(session.store, mode="w").attrs.update(identity)
+    return session.commit("artifact store", metadata=identity)
 
 
 def _is_empty(place: Location) -> bool:

@@ -24,7 +24,7 @@ from .arrays import (
     read_arrays,
 )
 from .card import plain
-from .memory import run_memory
+from .memory import RunMemory, memories, run_memory
 from .repository import Commit, Repository
 
 CHAIN = 32
@@ -133,6 +133,14 @@ def run_infos(repo: Repository) -> list[RunInfo]:
     tips = {run_id: repo.tip(names.run_branch(run_id)) for run_id in repo.branches(names.run_branch(""))}
     infos = [_info(run_id, tip) for run_id, tip in tips.items() if tip is not None]
     return sorted(infos, key=lambda info: info.written_at, reverse=True)
+
+
+def left_memories(repo: Repository) -> list[RunMemory]:
+    """Memories of runs that are gone: their process died while it dropped the run."""
+    # In this order: a run has its branch before it has any memory.
+    found = memories(repo.place)
+    alive = set(repo.branches(names.run_branch("")))
+    return [run_memory(repo.place, run_id) for run_id in found if run_id not in alive]
 
 
 def _info(run_id: str, tip: Commit) -> RunInfo:

@@ -37,7 +37,7 @@ from .card import Card, make_card, read_card
 from .lineage import lineage
 from .probe import conditional_writes
 from .repository import FORMAT, Commit, Repository
-from .runs import RunBranch, RunInfo, run_infos
+from .runs import RunBranch, RunInfo, left_memories, run_infos
 from .versions import Artifact, Version, number_of, version_of
 
 ATTEMPTS = 30
@@ -261,7 +261,7 @@ class ArtifactStore:
         return verify_store(self._repo) if ref is None else verify_version(self._repo, self.resolve(ref))
 
     def garbage_collect(self, *, dry_run: bool = True, older_than_days: float = 7) -> dict[str, Any]:
-        """Removes what no version, alias or run needs (dropped runs, interrupted writes) and counts it.
+        """Removes what no version, alias or run needs (dropped runs and their memory, interrupted writes), and counts.
 
         On S3 a writer that is at work cannot be seen, so that its files must be younger than the margin of at least
         one day; local writers are kept out by the lock.
@@ -271,7 +271,12 @@ class ArtifactStore:
                 f"older_than_days={older_than_days} would remove files of writers at work: use 1 or more"
             )
         before = datetime.now(UTC) - timedelta(days=older_than_days)
-        return {**self._repo.collect(before, dry_run=dry_run), "dry_run": dry_run, "before": before.isoformat()}
+        left = left_memories(self._repo)
+        if not dry_run:
+            for memory in left:
+                memory.clear()
+        found = {**self._repo.collect(before, dry_run=dry_run), "memories": len(left)}
+        return {**found, "dry_run": dry_run, "before": before.isoformat()}
 
     def doctor(self) -> dict[str, Any]:
         """Facts about the place: kind, format and, on S3, whether conditional writes are kept (tried now)."""

@@ -10,46 +10,33 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..errors import BadData
 from ..layout import Shard, first_problem, refuse_nonfinite
 from ..reader import Dataset
-from .build import Plan, Progress, build, claim, shard_layout
+from .build import Plan, Progress, WhitenedSource, build, claim, shard_layout
 from .sources import Rows, find_sources, open_sources
-from .whitening import Kind
 
 MAX_STRIPE = 1024
 """Rows that stay together until they are in their shard: files are read in stripes, never row by row."""
 
 
-class ArraysSource(BaseModel):
+class ArraysSource(WhitenedSource):
     """An ingest of matrices."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["arrays"] = "arrays"
     sources: Annotated[list[str], Field(min_length=1)]
     """Files, or patterns: `x.npy`, `x.npz::key`, `x.h5::dataset`, `x.parquet::column,column`; rows are concatenated."""
-    out: str
-    """Where the data set goes: a path or s3://bucket/prefix."""
     dtype: Literal["float32", "float64"] = "float32"
     center: bool = False
     """Subtract the mean row (whitening does so anyway)."""
-    whiten: Kind = "none"
-    keep: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Fraction of the variance whose directions are whitened; the rest is dropped."""
-    epsilon: Annotated[float, Field(ge=0)] = 0.01
-    """Added to the variances before their roots are inverted, in units of their mean: noise is not blown up."""
     missing: bool = False
     """NaN stands for a missing value and is kept, for models that accept it; otherwise it is refused."""
     shuffle: bool = False
     """Mix the rows: stripes of up to 1024 rows over the whole data set, then the rows of each shard."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the shuffle."""
-    shard_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows in a shard; by default chosen by size."""
-    overwrite: bool = False
 
 
 def ingest_arrays(job: ArraysSource, progress: Progress) -> Dataset:

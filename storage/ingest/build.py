@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import BadData, StoreConflict
 from ..layout import Shard, choose_layout, split_rows
@@ -26,6 +27,24 @@ T = TypeVar("T")
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, what), called in the thread that called `ingest`."""
+
+
+class WhitenedSource(BaseModel):
+    """What the ingests have in common that read sources and may whiten their rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    out: str
+    """Where the data set goes: a path or s3://bucket/prefix."""
+    whiten: Kind = "none"
+    """Remove correlations between the numbers of a row."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Fraction of the variance whose directions are whitened; the rest is dropped."""
+    epsilon: Annotated[float, Field(ge=0)] = 0.01
+    """Added to the variances before their roots are inverted, in units of their mean: noise is not blown up."""
+    shard_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows in a shard; by default chosen by size."""
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from ..writer import create_dataset
 from .build import Progress, for_each, shard_layout
 from .sources import file_fingerprint, find_sources, open_sources
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 BARS = "bars"
 TRUTH = "truth"
 """The atoms [D, H], float64, beside the data."""
@@ -39,21 +40,21 @@ class GeneratedSource(BaseModel):
     """`bars`, or a file that holds the atoms as columns [D, H]: W.npy, params.npz::W."""
     size: Annotated[int, Field(ge=2, le=100)] = 5
     """Side of a bars image in pixels."""
-    amplitude: float = 10.0
+    amplitude: Finite = 10.0
     """Value of a bar's pixels."""
-    vertical: float = 1.0
+    vertical: Finite = 1.0
     """Factor of the vertical bars."""
-    values: Annotated[list[float], Field(min_length=2)] = [0.0, 1.0]
+    values: Annotated[list[Finite], Field(min_length=2)] = [0.0, 1.0]
     """Values that a latent takes."""
     p: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2)] = [0.8, 0.2]
     """Probability of each value."""
-    slab_mean: float | None = None
+    slab_mean: Finite | None = None
     """Mean of a Gaussian that multiplies every latent (spike-and-slab); by default there is none."""
-    slab_std: Annotated[float, Field(ge=0)] = 1.0
+    slab_std: Annotated[Finite, Field(ge=0)] = 1.0
     """Standard deviation of that Gaussian."""
     combine: Literal["sum", "max"] = "sum"
     """Atoms add up, or in every dimension the one of largest magnitude is seen."""
-    sigma: Annotated[float, Field(ge=0)] = 2.0
+    sigma: Annotated[Finite, Field(ge=0)] = 2.0
     """Standard deviation of the noise."""
     rows: Annotated[int, Field(ge=1)] = 1000
     """N, how many rows are drawn."""

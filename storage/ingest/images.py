@@ -12,37 +12,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..errors import BadData, NotFound, StorageError
 from ..layout import Shard
 from ..reader import Dataset
-from .build import Plan, Progress, build, claim, shard_layout
+from .build import Plan, Progress, WhitenedSource, build, claim, shard_layout
 from .sources import file_fingerprint, find_files, scratch
-from .whitening import Kind
+from .whitening import Kind, remove_mean
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm")
 SKLEARN = "sklearn:"
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-CONTRAST_FLOOR = 10 / 255**2
-"""Added to a patch's variance before division, so that noise in flat patches stays small (Coates & Ng 2012)."""
 SAMPLE_ROWS = 200_000
 MEMORY = 1 << 30
 """Bytes of decoded photographs that are held in memory."""
 REDRAWS = 200
 
 
-class ImagesSource(BaseModel):
+class ImagesSource(WhitenedSource):
     """An ingest of patches from photographs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["images"] = "images"
     sources: Annotated[list[str], Field(min_length=1)]
     """Image files, folders (searched with all below), glob patterns; `sklearn:china.jpg`, `sklearn:photos`; files of an
     installed package, `package:NAME/PATTERN`."""
-    out: str
-    """Where the data set goes: a path or s3://bucket/prefix."""
     patch: Annotated[int, Field(ge=2, le=512)] = 16
     """Side of a patch in pixels."""
     rows: Annotated[int, Field(ge=1)] = 50_000
@@ -58,14 +52,9 @@ class ImagesSource(BaseModel):
     min_std: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Patches with a smaller standard deviation are drawn again (0.01: blank sky goes, faint texture stays)."""
     whiten: Kind = "zca"
-    keep: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Fraction of the variance whose directions are whitened; the rest is dropped."""
     epsilon: Annotated[float, Field(ge=0)] = 0.5
     """Added to the variances before their roots are inverted, in units of their mean: noise is not blown up."""
     seed: Annotated[int, Field(ge=0)] = 0
-    shard_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows in a shard; by default chosen by size."""
-    overwrite: bool = False
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
@@ -166,7 +155,7 @@ class PatchSampler:
             out[wanted] = self._draw(rng, len(wanted))
             wanted = wanted[out[wanted].std(axis=1) < self._job.min_std]
             if not len(wanted):
-                return self._normalise(out)
+                return remove_mean(out, dc=self._job.dc, contrast=self._job.contrast)
         raise BadData(
             f"min_std={self._job.min_std}: after {REDRAWS} draws {len(wanted)} of {len(shard)} patches still vary "
             "less, the photographs are nearly blank: lower min_std"
@@ -182,17 +171,14 @@ class PatchSampler:
         for photo in np.unique(which):
             rows = np.flatnonzero(which == photo)
             y, x = np.divmod(at[rows], self._across[photo])
-            windows = np.lib.stride_tricks.sliding_window_view(self._photos[photo].pixels, (size, size), axis=(0, 1))
-            cut = windows[y, x]
-            out[rows] = np.moveaxis(cut, 1, -1) if self._job.color else cut
+            out[rows] = cut(self._photos[photo].pixels, size, y, x)
         return out.reshape(count, -1)
 
-    def _normalise(self, patches: np.ndarray) -> np.ndarray:
-        mean = patches.mean(axis=1, keepdims=True)
-        if self._job.contrast:
-            scale = np.sqrt(patches.var(axis=1, keepdims=True) + np.float32(CONTRAST_FLOOR))
-            return (patches - mean) / scale + (0 if self._job.dc else mean)
-        return patches - mean if self._job.dc else patches
+
+def cut(pixels: np.ndarray, size: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Patches [n, size, size] (or [n, size, size, 3]) of `pixels` [h, w] (or [h, w, 3]) from rows y, columns x on."""
+    found = np.lib.stride_tricks.sliding_window_view(pixels, (size, size), axis=(0, 1))[y, x]
+    return np.moveaxis(found, 1, -1) if pixels.ndim == 3 else found
 
 
 def find_images(sources: Sequence[str]) -> list[Path]:

@@ -13,30 +13,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..errors import BadData, StorageError
-from ..layout import Shard
+from ..layout import Shard, first_problem
 from ..reader import Dataset
-from .build import Plan, Progress, build, claim, shard_layout
-from .images import CONTRAST_FLOOR
+from .build import Plan, Progress, WhitenedSource, build, claim, shard_layout
 from .sources import file_fingerprint, find_files
-from .whitening import Kind
+from .whitening import remove_mean
 
 SUFFIXES = (".wav",)
 SLAB = 1 << 16
 
 
-class SoundsSource(BaseModel):
+class SoundsSource(WhitenedSource):
     """An ingest of windows of sounds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["sounds"] = "sounds"
     sources: Annotated[list[str], Field(min_length=1)]
     """.wav files, folders (searched with all below), glob patterns."""
-    out: str
-    """Where the data set goes: a path or s3://bucket/prefix."""
     window: Annotated[int, Field(ge=2, le=65536)] = 160
     """Samples in a window (20 ms at 8 kHz)."""
     hop: Annotated[int, Field(ge=1)] = 80
@@ -49,18 +44,10 @@ class SoundsSource(BaseModel):
     """Divide each window by its own standard deviation (with a small floor)."""
     min_std: Annotated[float, Field(ge=0, lt=1)] = 0.002
     """Windows with a smaller standard deviation are left out (0.002: silence goes, soft speech stays)."""
-    whiten: Kind = "none"
-    keep: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Fraction of the variance whose directions are whitened; the rest is dropped."""
-    epsilon: Annotated[float, Field(ge=0)] = 0.01
-    """Added to the variances before their roots are inverted, in units of their mean: noise is not blown up."""
     shuffle: bool = True
     """Mix the windows of all sounds."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the shuffle."""
-    shard_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows in a shard; by default chosen by size."""
-    overwrite: bool = False
 
 
 def ingest_sounds(job: SoundsSource, progress: Progress) -> Dataset:
@@ -132,11 +119,7 @@ class Windows:
     def block(self, shard: Shard) -> np.ndarray:
         """[len(shard), window] float32."""
         rows = self._cut(self._at[shard.slice])
-        mean = rows.mean(axis=1, keepdims=True)
-        if self._job.contrast:
-            scale = np.sqrt(rows.var(axis=1, keepdims=True) + np.float32(CONTRAST_FLOOR))
-            return (rows - mean) / scale + (0 if self._job.dc else mean)
-        return rows - mean if self._job.dc else rows
+        return remove_mean(rows, dc=self._job.dc, contrast=self._job.contrast)
 
     def _cut(self, at: np.ndarray) -> np.ndarray:
         return np.lib.stride_tricks.sliding_window_view(self._signal, self._job.window)[at]
@@ -171,8 +154,10 @@ def _read_wav(path: Path) -> tuple[int, np.ndarray]:
             # Chunks that hold no sound (titles, pictures) are announced; they do not matter here.
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
             rate, raw = wavfile.read(path)
-    except (ValueError, EOFError, OSError) as error:
-        what = "is empty" if not path.stat().st_size else f"cannot be read as .wav: {error}"
+    except MemoryError:
+        raise
+    except Exception as error:  # scipy says in many ways that a file is damaged
+        what = "is empty" if not path.stat().st_size else f"cannot be read as .wav: {first_problem(error)}"
         raise BadData(f"{path} {what}") from error
     signal = _scaled(raw)
     signal = signal.mean(axis=1) if signal.ndim == 2 else signal

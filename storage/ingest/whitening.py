@@ -1,4 +1,5 @@
-"""Whitening learned from streamed moments: x = (p - mean) @ whiten, and back p ≈ x @ unwhiten + mean.
+"""Whitening learned from streamed moments: x = (p - mean) @ whiten, and back p ≈ x @ unwhiten + mean; and before it,
+each row's own mean and contrast removed.
 
 Shapes: N rows, D0 numbers in a row of the source, D after whitening, K directions kept.
 With the covariance V diag(λ) Vᵀ, the largest λ that make up the fraction `keep` of the variance, and
@@ -18,6 +19,8 @@ from ..errors import BadData
 MAX_DIM = 8192
 """Largest D0 that is whitened: its covariance takes 0.5 GB, its eigenvectors minutes."""
 SLAB_ROWS = 4096
+CONTRAST_FLOOR = 10 / 255**2
+"""Added to a row's variance before division, so that noise in flat rows stays small (Coates & Ng 2012)."""
 
 Kind = Literal["zca", "pca", "none"]
 
@@ -80,6 +83,15 @@ class Whitening:
         """The arrays to keep beside the data."""
         named = {"mean": self.mean, "whiten": self.whiten, "unwhiten": self.unwhiten}
         return {name: array for name, array in named.items() if array is not None}
+
+
+def remove_mean(rows: np.ndarray, *, dc: bool, contrast: bool) -> np.ndarray:
+    """Rows [n, D0] without their own mean (`dc`), divided by their own standard deviation (`contrast`)."""
+    mean = rows.mean(axis=1, keepdims=True)
+    if contrast:
+        scale = np.sqrt(rows.var(axis=1, keepdims=True) + np.float32(CONTRAST_FLOOR))
+        return (rows - mean) / scale + (0 if dc else mean)
+    return rows - mean if dc else rows
 
 
 def check_dim(dim: int, kind: Kind) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sparsefleet.pipelines import password, server
+from sparsefleet.pipelines.running import PROGRAMS
 
 pytestmark = pytest.mark.e2e
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -34,9 +35,8 @@ def test_prefect_deploys_all_flows_to_all_kinds_of_pool(prefect_server):
     done = subprocess.run(command, cwd=DEPLOY, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [d for d in asked(prefect_server, "deployments/filter", {}) if d["name"] in kinds]
-    programs = ("learn", "encode", "ingest")
     assert {(d["name"], d["entrypoint"]) for d in found} == {
-        (pool, f"sparsefleet.pipelines.flows.{program}") for pool in kinds for program in programs
+        (pool, f"sparsefleet.pipelines.flows.{program}") for pool in kinds for program in PROGRAMS
     }
     assert {(d["name"], d["work_pool_name"]) for d in found} == {(pool, pool) for pool in kinds}
     learning = next(d for d in found if d["name"] == "slurm" and d["entrypoint"].endswith(".learn"))

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 from sparsefleet.pipelines.cli import SECTIONS, cli
-from sparsefleet.storage import ArtifactStore, StorageError, create_dataset
+from sparsefleet.pipelines.commands import resume
+from sparsefleet.pipelines.running import PROGRAMS, run_name
+from sparsefleet.storage import ArtifactStore, NotFound, create_dataset
+
+from ..waiting import wait_for
 
 HEAVY = {"torch", "ray", "prefect", "zarr", "dask", "icechunk", "pydantic", "matplotlib", "numpy", "mpi4py", "rich"}
 RUN = "from sparsefleet.pipelines.cli import main; main()"
@@ -111,6 +114,7 @@ BAD = {
     "unknown model to show": (["models", "topc"], "topk"),
     "no server": (["logs", "abc"], "sparsefleet up"),
     "no server to submit to": (["learn", "--data", "{bars}", "--submit", "local"], "sparsefleet up"),
+    "no export of that kind": (["artifacts", "export", "bars", "--format", "npy"], "'saelens'"),
     "nothing to resume": (["resume", "abc"], "abc"),
 }
 
@@ -130,6 +134,21 @@ def test_bad_input_is_one_clear_line(sparsefleet, bars, tmp_path, name):
     assert set(os.listdir(tmp_path)) <= before | {"home"}
 
 
+def test_a_home_that_cannot_be_made_is_named(sparsefleet, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARSEFLEET_HOME", str(tmp_path / "file" / "home"))
+    answer = sparsefleet("up")
+    assert answer.code == 2
+    assert "SPARSEFLEET_HOME" in answer.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_run_of_every_program_can_be_resumed_and_has_a_flow_run_name(program):
+    values = {"kind": "arrays", "sources": ["x"], "data": "d", "dictionary": "a", "out": "o"}
+    job = resume._job_class(program, values)
+    assert run_name(program, job.model_construct(**values, **({"name": "n"} if program == "learn" else {})))
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path, bars):
     command = [sys.executable, "-c", RUN, "data", "show", bars]
     reader, writer = os.pipe()
@@ -143,7 +162,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, bars):
 def unfinished_runs(uri):
     try:
         return ArtifactStore(str(uri), create=False).runs()
-    except StorageError:  # not made yet, or being made
+    except NotFound:  # not made yet
         return []
 
 
@@ -159,8 +178,7 @@ def test_interrupted_learning_keeps_its_state_and_says_how_to_continue(tmp_path,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while started.poll() is None and not any(r.step > 0 for r in unfinished_runs(tmp_path / "artifacts")):
-        time.sleep(0.1)
+    wait_for(lambda: started.poll() is not None or any(r.step > 0 for r in unfinished_runs(tmp_path / "artifacts")))
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
     assert started.returncode == 130, err

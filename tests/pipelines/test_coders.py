@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from sparsefleet.models.pursuit import CODERS
+from sparsefleet.pipelines import submitting
 from sparsefleet.storage import open_dataset
+from sparsefleet.workers import EncodeJob, JobError
 
 
 @pytest.fixture
@@ -55,6 +57,13 @@ def test_a_published_dictionary(sparsefleet, bars, store):
 def test_a_trial(sparsefleet, bars, atoms):
     asked = ["encode", "--data", bars, "--dictionary", "bars.npz", "--coder", "threshold", "--out", "c.zarr"]
     assert sparsefleet(*asked, "--dry-run", "--json").json["entries_per_row"] == 8
+    assert sparsefleet(*asked, "--keep", "3", "--dry-run", "--json").json["entries_per_row"] == 3
+
+
+def test_a_job_for_a_work_pool_is_checked_here():
+    asked = {"data": "d", "dictionary": "bars.npz", "out": "c.zarr"}
+    with pytest.raises(JobError, match="choose a coder"):
+        submitting._check("encode", EncodeJob.parse(asked))
 
 
 def test_the_coders_are_listed(sparsefleet):
@@ -70,6 +79,8 @@ BAD = {
     "unknown setting": (["bars.npz", "--coder", "omp", "--set", "coder.nonzero=2"], "did you mean 'nonzeros'"),
     "a file without a coder": (["bars.npz"], "choose a coder"),
     "settings without a coder": (["bars", "--set", "coder.nonzeros=2"], "which coder"),
+    "noise for a coder": (["bars.npz", "--coder", "omp", "--sigma", "1"], "sigma=1.0"),
+    "holes for a coder": (["bars.npz", "--coder", "omp", "--missing"], "missing=True"),
     "no such file": (["none.npz", "--coder", "omp"], "no such file"),
     "no dictionary in it": (["other.npz", "--coder", "omp"], "['V']"),
     "a vector": (["vector.npy", "--coder", "omp"], "(8,)"),

@@ -1,13 +1,16 @@
 """`sparsefleet denoise`: noise goes, holes are filled, and what cannot be done is one line."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from sparsefleet.pipelines import denoise, learn
-from sparsefleet.pipelines.denoising import DenoiseJob, psnr
-from sparsefleet.storage import ImagesSource
+from sparsefleet.pipelines.commands import resume
+from sparsefleet.pipelines.denoising import DenoiseJob
+from sparsefleet.storage import ArtifactStore, ImagesSource
 from sparsefleet.storage.ingest import ingest
 from sparsefleet.workers import JobError, LearnJob
 
@@ -46,7 +49,7 @@ def test_noise_goes(place, tmp_path):
     assert result.metrics["psnr"] > result.metrics["psnr_before"] + 4
     written = np.asarray(Image.open(tmp_path / "out.png"), float) / 255
     clean = np.asarray(Image.open(place / "clean.png"), float) / 255
-    assert psnr(written, clean) == pytest.approx(result.metrics["psnr"], abs=0.05)
+    assert -10 * math.log10(np.mean((written - clean) ** 2)) == pytest.approx(result.metrics["psnr"], abs=0.05)
     assert result.patches == 43 * 59
     assert result.figures["before_after.png"].startswith(b"\x89PNG")
     assert [p.name for p in tmp_path.iterdir()] == ["out.png"], "patches or codes were left behind"
@@ -74,9 +77,10 @@ def test_the_command_says_how_close_it_came(sparsefleet, place):
     assert again.json["patches"] == 8 * 11
 
 
-def test_equal_pictures_have_no_error():
-    assert psnr(np.ones((2, 2)), np.ones((2, 2))) == math.inf
-    assert psnr(np.zeros((2, 2)), np.full((2, 2), 0.1)) == pytest.approx(20)
+def test_equal_pictures_have_no_error(place, tmp_path):
+    nothing = save(tmp_path / "white.png", np.ones((48, 64)))
+    result = denoise(job_in(place, tmp_path / "o.png", data=f"{place}/clean.png", mask=nothing, keep_known=True))
+    assert result.metrics["psnr_before"] == result.metrics["psnr"] == math.inf
 
 
 BAD = {
@@ -89,6 +93,8 @@ BAD = {
     "keep without mask": ({"keep_known": True}, "--mask"),
     "too small": ({"data": "small.png", "truth": None}, "smaller than a patch"),
     "sigma": ({"sigma": 0}, "sigma=0"),
+    "gaps": ({"stride": 7}, "stride=7 would leave gaps"),
+    "folder": ({"out": "full.png", "overwrite": True}, "is a folder"),
 }
 
 
@@ -97,11 +103,51 @@ def test_bad_input_is_refused_before_anything_is_written(place, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     save("small.png", np.zeros((5, 5)))
     save("black.png", np.zeros((48, 64)))
+    (tmp_path / "full.png").mkdir()
     before = set(tmp_path.iterdir())
     more, words = BAD[name]
     with pytest.raises((JobError, ValueError, LookupError), match=words):
         denoise(job_in(place, **({"out": "o.png"} | more)))
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(place, tmp_path, monkeypatch):
+    out = tmp_path / "o.png"
+    out.write_bytes(b"old")
+    real = Path.write_bytes
+
+    def full_disk(path, content):
+        real(path, content[:10])
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            denoise(job_in(place, out, overwrite=True, stride=6))
+    assert out.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["o.png"]
+
+
+def test_other_data_at_the_dictionarys_address_is_refused(place, tmp_path):
+    store = ArtifactStore(f"{place}/store")
+    found = store.load("stripes")
+    own = {"store": f"{tmp_path}/store", "dictionary": "d"}
+    for data, words in [
+        ({**found.card["data"], "fingerprint": "0" * 64}, "learned on other data"),
+        ({**found.card["data"], "uri": ""}, "no data set on its card"),
+        (None, "no data set on its card"),
+    ]:
+        ArtifactStore(own["store"]).publish("d", arrays=found.arrays, card={"job": found.card["job"], "data": data})
+        with pytest.raises(JobError, match=words) as caught:
+            denoise(job_in(place, tmp_path / "o.png", **own))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_did_not_finish_is_resumed(place, tmp_path, capsys):
+    values = job_in(place, tmp_path / "o.png", stride=6).to_dict()
+    resume._continue("denoise", values, False, True)  # pyright: ignore[reportPrivateUsage]
+    assert json.loads(capsys.readouterr().out)["out"] == str(tmp_path / "o.png")
+    assert (tmp_path / "o.png").exists()
 
 
 def test_a_dictionary_whose_data_is_gone_cannot_say_how_patches_are_made(place, tmp_path):

@@ -1,12 +1,14 @@
 """`artifacts export/import --format`: folders of other programs, as a user meets them."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save
 from sparsefleet.pipelines.commands.artifacts import command
-from sparsefleet.pipelines.exchange import export_folder, import_folder
+from sparsefleet.pipelines.exchange import export_folder
 from sparsefleet.pipelines.learning import learn
 from sparsefleet.storage import ArtifactStore, StorageError, create_dataset
 from sparsefleet.workers import EncodeJob, JobError, LearnJob
@@ -42,9 +44,16 @@ def codes(store, name, x):
     return found.model.encode(found.params, Batch(torch.from_numpy(x))).dense(found.model.atoms)
 
 
+def test_the_command_offers_every_format():
+    from sparsefleet.models.autoencoders.exchange import FORMATS as foreign
+    from sparsefleet.storage.artifacts.export import FORMATS
+
+    options = {p.name: p for p in command.commands["export"].params}
+    assert list(options["kind"].type.choices) == [*FORMATS, *foreign]
+
+
 @pytest.mark.parametrize("kind", ["saelens", "sparsify"])
 def test_export_then_import_gives_the_same_codes(published, tmp_path, kind):
-    pytest.importorskip("safetensors")
     store, x = published
     out = str(tmp_path / "out")
     arguments = ["export", "sae", "--store", store, "--format", kind, "--out", out, "--json"]
@@ -59,10 +68,9 @@ def test_export_then_import_gives_the_same_codes(published, tmp_path, kind):
 
 
 def test_nothing_is_overwritten_unasked(published, tmp_path):
-    pytest.importorskip("safetensors")
     store, _ = published
     export_folder(store, "sae", tmp_path, "saelens")
-    with pytest.raises(StorageError, match="exists: give another --out"):
+    with pytest.raises(StorageError, match="exists: give another path"):
         export_folder(store, "sae", tmp_path, "saelens")
     export_folder(store, "sae", tmp_path, "saelens", overwrite=True)
 
@@ -73,18 +81,67 @@ def test_other_models_are_refused(published, tmp_path):
         export_folder(store, "causes", tmp_path, "saelens")
 
 
+SPARSIFY = {"activation": "topk", "num_latents": 4, "k": 2, "d_in": 3}
+SAELENS = {"architecture": "topk", "k": 2, "apply_b_dec_to_input": True}
+
+
+def tensors(kind, **other):
+    """The content of a safetensors file of 4 latents and 3 dimensions, some tensors exchanged."""
+    encoder = {"encoder.weight": np.ones((4, 3)), "encoder.bias": np.zeros(4)}
+    if kind == "saelens":
+        encoder = {"W_enc": np.ones((3, 4)), "b_enc": np.zeros(4)}
+    found = {**encoder, "W_dec": np.ones((4, 3)), "b_dec": np.zeros(3), **other}
+    return save({name: np.asarray(a, np.complex64 if np.iscomplexobj(a) else np.float32) for name, a in found.items()})
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("kind", "config", "content", "message"),
     [
-        ({}, r"cfg\.json cannot be read"),
-        ({"cfg.json": b"[1]"}, r"sae\.safetensors cannot be read|holds a list"),
-        ({"cfg.json": b"{", "sae.safetensors": b""}, "is not JSON"),
-        ({"cfg.json": b"{}", "sae.safetensors": b"nonsense"}, "is no safetensors file"),
+        ("sparsify", None, None, "cfg.json cannot be read"),
+        ("sparsify", [1], None, "holds a list"),
+        ("sparsify", b"{", None, "is not JSON"),
+        ("saelens", b"[" * 200_000, None, "is not JSON"),
+        ("sparsify", SPARSIFY, None, "sae.safetensors cannot be read"),
+        ("sparsify", SPARSIFY, b"nonsense", "is no safetensors file"),
+        ("sparsify", {**SPARSIFY, "signed": True}, {}, "signed=true cannot be imported"),
+        ("sparsify", {**SPARSIFY, "k": True}, {}, "k=True in the configuration"),
+        ("sparsify", SPARSIFY, {"W_dec": np.ones(4)}, "W_dec' has shape [4], not [4, 3]"),
+        ("sparsify", SPARSIFY, {"b_dec": np.ones(())}, "b_dec' has shape [], not [3]"),
+        ("saelens", {**SAELENS, "architecture": "standard", "activation_fn_str": "topk"}, {}, "SAELens 6 first"),
+        ("saelens", {**SAELENS, "finetuning_scaling_factor": True}, {}, "SAELens 6 first"),
+        ("saelens", {**SAELENS, "architecture": "transcoder"}, {}, "apply_b_dec_to_input=true"),
+        ("saelens", SAELENS, {"W_enc": np.ones((0, 10))}, "W_enc' has shape [0, 10], not [D, H]"),
+        ("saelens", SAELENS, {"W_enc": np.ones(4)}, "W_enc' has shape [4], not [D, H]"),
+        ("saelens", SAELENS, {"W_enc": np.ones((3, 4)) * 1j}, "W_enc' holds torch.complex64"),
+        ("saelens", SAELENS, {"b_enc": np.full(4, np.nan)}, "b_enc' holds NaN or infinite values"),
     ],
 )
-def test_damaged_folders_are_named(published, tmp_path, content, message):
-    pytest.importorskip("safetensors")
-    for name, data in content.items():
-        (tmp_path / name).write_bytes(data)
-    with pytest.raises(StorageError, match=message):
-        import_folder(tmp_path, format="sparsify", store=published[0], name="broken")
+def test_folders_that_cannot_be_imported_are_named_in_one_line(sparsefleet, tmp_path, kind, config, content, message):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    if config is not None:
+        (folder / "cfg.json").write_bytes(config if isinstance(config, bytes) else json.dumps(config).encode())
+    if content is not None:
+        file = folder / ("sae.safetensors" if kind == "sparsify" else "sae_weights.safetensors")
+        file.write_bytes(content if isinstance(content, bytes) else tensors(kind, **content))
+    store = tmp_path / "store"
+    done = sparsefleet("artifacts", "import", folder, "--format", kind, "--name", "broken", "--store", store)
+    assert done.code == 2 and not done.out
+    assert message in done.err and len(done.err.splitlines()) == 1
+    assert not store.exists() or ArtifactStore(str(store), create=False).names() == []
+
+
+@pytest.mark.parametrize("more", [(), ("--format", "prosper", "--model", "bsc")])
+def test_a_folder_is_no_result_of_prosper(sparsefleet, tmp_path, more):
+    done = sparsefleet("artifacts", "import", tmp_path, "--name", "x", *more)
+    assert done.code == 2 and "is a folder: say --format saelens or sparsify" in done.err
+
+
+def test_versions_are_told_alike_by_import_and_list(sparsefleet, tmp_path):
+    (tmp_path / "cfg.json").write_text(json.dumps(SPARSIFY))
+    (tmp_path / "sae.safetensors").write_bytes(tensors("sparsify"))
+    store = ("--store", tmp_path / "store", "--json")
+    made = sparsefleet("artifacts", "import", tmp_path, "--format", "sparsify", "--name", "x", *store)
+    assert [made.json] == sparsefleet("artifacts", "list", *store).json
+    card = ArtifactStore(str(tmp_path / "store")).card("x")
+    assert card["imported"]["sha256"] == hashlib.sha256((tmp_path / "sae.safetensors").read_bytes()).hexdigest()

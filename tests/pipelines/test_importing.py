@@ -131,6 +131,15 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("setting", ["gamma=3", "model=3", "settings=3"])
+def test_settings_of_nothing_are_refused_by_name(sparsefleet, tmp_path, setting):
+    write(tmp_path / "r.h5", tables("bsc"))
+    said = sparsefleet("artifacts", "import", "r.h5", "--name", "b", "--model", "bsc", "--set", setting)
+    assert said.code == 2
+    assert f"--set {setting.partition('=')[0]}" in said.err
+    assert not (tmp_path / "artifacts").exists()
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_does_not_fit_is_refused_and_nothing_is_published(tmp_path, name):
     changes, more, words = BAD[name]

@@ -183,6 +183,50 @@ def test_an_interrupted_run_is_resumed_by_its_id_and_ends_as_if_nothing_had_been
     np.testing.assert_array_equal(store.load(resumed.json["version"]).arrays["W"], expected)
 
 
+def test_one_of_several_starts_is_never_offered_to_resume_and_moves_no_alias(sparsefleet, bars, tmp_path, monkeypatch):
+    from sparsefleet.pipelines import learning
+
+    flags = ["--data", bars, "--atoms", 6, "--passes", 4, "--name", "d", "--aliases", "best", "--starts", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "publish", lambda *_: _interrupt())
+        answer = sparsefleet("learn", *flags, "--no-flow")
+    assert answer.code == 130
+    assert answer.err.splitlines()[-1].endswith("continue with the same command")
+    store = ArtifactStore(str(tmp_path / "artifacts"))
+    runs = store.runs()
+    assert [run.job["aliases"] for run in runs] == [[], []]
+    assert sparsefleet("learn", *flags, "--no-flow", "--json").json["version"] == "d@1"
+    assert store.aliases("d") == {"best": 1, "latest": 1}
+    assert store.runs() == []
+
+
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+def test_starts_of_a_model_without_free_energy_are_refused_at_once(bars, tmp_path):
+    job = {"data": bars, "store": str(tmp_path / "s"), "model": "topk", "atoms": 16, "settings": {"k": 2}}
+    job |= {"passes": 20, "batch_rows": 100, "report_seconds": 0}
+    seen = []
+    with pytest.raises(JobError, match="no free energy"):
+        learn(LearnJob.parse(job | {"starts": 2}), seen.append)
+    assert [p.kind for p in seen] == ["start"]
+    assert ArtifactStore(job["store"]).runs() == []
+    run = interrupted(LearnJob.parse(job), 5)
+    with pytest.raises(JobError, match="no free energy"):
+        learn(LearnJob.parse(job | {"starts": 2}))
+    assert [r.run_id for r in ArtifactStore(job["store"]).runs()] == [run], "what had been begun before is kept"
+
+
+@pytest.mark.parametrize("flags", [["--picture", "file/a.png"], ["--picture", "."], ["--figures", "file"]])
+def test_pictures_that_cannot_be_written_are_refused_before_learning(sparsefleet, bars, tmp_path, flags):
+    (tmp_path / "file").write_text("")
+    answer = sparsefleet("learn", "--data", bars, "--atoms", 4, "--passes", 2, *flags)
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+    assert not (tmp_path / "artifacts").exists()
+
+
 def test_the_same_command_continues(sparsefleet, bars, tmp_path):
     job = {"data": bars, "store": str(tmp_path / "s"), "atoms": 6, "passes": 12, "report_seconds": 0}
     interrupted(LearnJob.parse(job), 5)

@@ -52,10 +52,14 @@ def test_a_photo_comes_back_from_its_patches(tmp_path_factory, height, width, si
     pixels = np.random.default_rng(seed).random(shape).astype(np.float32)
     prepared = plain(size, color=color, dc=dc, contrast=contrast)
     patches = cut_photo(pixels, f"{folder}/patches.zarr", prepared, stride=stride)
-    if stride <= size:
-        again, empty = merge_photo(patches, rebuilt(patches, folder), prepared, shape)
-        assert empty == 0
-        np.testing.assert_allclose(again, pixels, atol=1e-5)
+    covered = np.zeros((height, width), bool)
+    for y in {*range(0, height - size + 1, stride), height - size}:
+        for x in {*range(0, width - size + 1, stride), width - size}:
+            covered[y : y + size, x : x + size] = True
+    again, empty = merge_photo(patches, rebuilt(patches, folder), prepared, shape)
+    assert empty == (~covered).sum()
+    np.testing.assert_allclose(again[covered], pixels[covered], atol=1e-5)
+    assert covered.all() or stride > size
     if stride == 1:
         assert patches.rows == (height - size + 1) * (width - size + 1)
 

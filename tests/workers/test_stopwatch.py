@@ -1,7 +1,7 @@
 """What time is spent on: parts that do not overlap and make up the whole."""
 
-import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from sparsefleet.workers import stopwatch
@@ -11,7 +11,8 @@ from sparsefleet.workers.stopwatch import COMMIT, COMMUNICATION, FEED, Stopwatch
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
+    # The module's own name for it only: `time` is everybody's.
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -47,5 +48,4 @@ def test_an_error_inside_is_counted_too(clock: list[float]) -> None:
     with suppress(KeyError), watch.on(FEED):
         clock[0] += 5
         raise KeyError
-    assert watch.seconds()[FEED] == 5
-    assert time.monotonic() == 5
+    assert watch.seconds() == {"compute": 0, "feed": 5, "communication": 0, "commit": 0}

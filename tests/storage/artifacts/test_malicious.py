@@ -70,16 +70,13 @@ def test_a_pickle_in_an_array_of_bytes_stays_one(full: ArtifactStore, tmp_path: 
     assert not (tmp_path / "bombed").exists()
 
 
-@pytest.mark.parametrize("key", ["a.png/../b.png", "..\\b.png", "b", "a/b.png", ".b.png"])
+@pytest.mark.parametrize("key", ["b", "a/b.png", ".b.png"])
 def test_figures_are_written_nowhere_else(full: ArtifactStore, tmp_path: Path, key: str) -> None:
     def change(group: zarr.Group) -> None:
         made = group.create_array(f"figures/{key}", shape=3, dtype="uint8", compressors=[Crc32cCodec()])
         made[...] = 1
 
-    try:
-        forge(full, versions_branch("photos"), change)
-    except (StorageError, ValueError):
-        return  # zarr itself does not write such a key
+    forge(full, versions_branch("photos"), change)
     with pytest.raises(StorageError):
         full.export("photos@2", tmp_path / "out", format="folder")
     assert not (tmp_path / "out").exists()

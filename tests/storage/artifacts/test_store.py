@@ -274,6 +274,48 @@ def test_a_disk_that_cannot_be_written_is_one_clear_error(full: ArtifactStore) -
     assert full.load("photos").version.number == 1  # reading needs no lock
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_new_store_is_whole_once_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
+    place, real = str(tmp_path / "store"), Path.rename
+    seen: list[list[str]] = []
+
+    def rename(draft: Path, target: Path) -> Path:
+        with pytest.raises(NotFound):
+            ArtifactStore(place, create=False)
+        done = real(draft, target)
+        seen.append(ArtifactStore(place, create=False).names())
+        if killed:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        if killed:
+            with pytest.raises(KeyboardInterrupt):
+                ArtifactStore(place)
+        else:
+            ArtifactStore(place)
+    assert seen == [[]]
+    store = ArtifactStore(place)
+    assert len(list(Path(place, "seals").iterdir())) == 1
+    store.publish("photos", arrays=W, card={})
+    assert store.verify() == []
+
+
+def test_what_ended_runs_kept_of_rows_is_garbage(full: ArtifactStore) -> None:
+    runs = {name: full.run(name) for name in ("dead", "live")}
+    for run in runs.values():
+        run.commit(1, W, {}, {}, memory="1-a")
+        run.memory.at("1-a").path.mkdir(parents=True)
+    full._repo.delete_branch("run.dead")  # pyright: ignore[reportPrivateUsage]  # and the process dies here
+    assert full.garbage_collect()["memories"] == 1
+    assert runs["dead"].memory.place.path.exists()
+    assert full.garbage_collect(dry_run=False)["memories"] == 1
+    assert not runs["dead"].memory.place.path.exists()
+    assert runs["live"].memory.at("1-a").path.exists()
+    assert full.garbage_collect()["memories"] == 0
+
+
 def test_garbage_is_what_nothing_refers_to(full: ArtifactStore) -> None:
     run = full.run("r1")
     for step in range(3):

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sparsefleet.storage import NotFound, StorageError
 from sparsefleet.storage.datasets import Dataset, Shard, open_dataset
-from sparsefleet.storage.ingest import ArraysSource, ingest
+from sparsefleet.storage.ingest import ArraysSource, ImagesSource, ingest
 from sparsefleet.storage.ingest import sources as module
 from sparsefleet.storage.ingest.arrays import Gather
 from sparsefleet.storage.ingest.sources import Rows
@@ -23,6 +23,17 @@ FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 
 def matrix(rows: int = 300, dim: int = 5, dtype: str = "float32") -> np.ndarray:
     return np.random.default_rng(rows).normal(size=(rows, dim)).astype(dtype)
+
+
+def test_fingerprints_stay_as_they_were(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(60.0).reshape(20, 3))
+    photos = ImagesSource(sources=["sklearn:china.jpg"], out=str(tmp_path / "i.zarr"), patch=4, rows=50)
+    known = {
+        "d57782ac950bc0b4440daa9ed0c1491d75895e37d9439eb2b838e4a809d93d4f": job(tmp_path, tmp_path / "x.npy"),
+        "7958ac7339af3612a91e8a2d36001254e810261c1f738fb998f05d513dc9a29d": photos,
+    }
+    for fingerprint, source in known.items():
+        assert ingest(source).fingerprint == fingerprint, "runs on older data sets would not be continued"
 
 
 def job(tmp_path: Path, *sources: Path | str, **more: Any) -> ArraysSource:

@@ -82,6 +82,13 @@ def test_atoms_from_a_file(tmp_path):
         ingest(job(tmp_path, atoms=str(tmp_path / "none.npy"), overwrite=True))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["amplitude", "vertical", "slab_mean", "slab_std", "sigma", "values"])
+def test_what_is_not_finite_is_named(tmp_path, name, value):
+    with pytest.raises(ValidationError, match=name):
+        job(tmp_path, **{name: [0.0, value] if name == "values" else value})
+
+
 @pytest.mark.parametrize(
     "values", [{"p": [0.5, 0.6]}, {"p": [0.1, 0.2, 0.7]}, {"p": [-0.5, 1.5]}, {"sigma": -1}, {"rows": 0}, {"size": 1}]
 )

@@ -9,6 +9,7 @@ from scipy.io import wavfile
 from sparsefleet.storage import BadData, NotFound, StoreConflict
 from sparsefleet.storage.datasets import Dataset
 from sparsefleet.storage.ingest import SoundsSource, ingest
+from sparsefleet.storage.ingest.sounds import read_sounds
 
 RATE = 8000
 
@@ -98,6 +99,27 @@ def test_what_is_no_sound_is_refused(tmp_path):
     nan = np.full(100, np.nan, np.float32)
     with pytest.raises(BadData, match="NaN"):
         ingest(job(tmp_path, save(tmp_path / "n.wav", nan)))
+
+
+def test_every_damaged_file_is_refused_or_read(tmp_path):
+    whole = Path(save(tmp_path / "a.wav", np.stack([tone(0.01), tone(0.01)], 1))).read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [whole[:n] for n in range(len(whole))]
+    for at in range(44):  # the header
+        for value in {0, 1, 3, 255, int(rng.integers(256))}:
+            damaged.append(whole[:at] + bytes([value]) + whole[at + 1 :])
+    path, refused = tmp_path / "damaged.wav", list[str]()
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            (_, rate, signal), *_ = read_sounds([path], None, lambda done, total, what: None)
+        except BadData as error:
+            refused.append(str(error))
+        else:
+            assert rate > 0
+            assert np.isfinite(signal).all()
+    assert len(refused) > 44
+    assert all(str(path) in said and "\n" not in said for said in refused)
 
 
 def test_a_finished_data_set_is_kept(tmp_path):
