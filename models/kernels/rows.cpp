@@ -3,6 +3,7 @@
 #include "selection.h"
 
 #include <cmath>
+#include <limits>
 
 namespace {
 
@@ -12,7 +13,8 @@ constexpr int64_t BLOCK = 16;
 // classes' maxima. `maxima` [lanes] is scratch.
 template <class T>
 INLINE T lower_bound(const T* u, int64_t width, int64_t k, int64_t lanes, T* maxima) {
-    std::copy(u, u + lanes, maxima);
+    // NaN is no number to reach: a row of too few numbers then gives a bound that all of them reach.
+    for (int64_t j = 0; j < lanes; j++) maxima[j] = std::isnan(u[j]) ? -std::numeric_limits<T>::infinity() : u[j];
     int64_t i = lanes;
     for (; i + lanes <= width; i += lanes) {
 #pragma omp simd
@@ -43,6 +45,10 @@ INLINE void top_k_row(const T* u, int64_t width, int64_t k, int64_t lanes, T* ma
             if (u[i] >= least) sparsefleet::insert(u[i], i, held, k, values, indices);
     }
     sparsefleet::scan(u, i, width, held, k, values, indices);
+    for (; lanes && held < k && i >= width; held++) {
+        values[held] = std::numeric_limits<T>::quiet_NaN();
+        indices[held] = held;
+    }
 }
 
 template <class T>

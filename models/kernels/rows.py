@@ -14,7 +14,7 @@ def top_k(u: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest entries of each row, largest first; of equal entries the one with the lower index comes first.
 
     Args:
-        u: [n, H] without NaN.
+        u: [n, H]. A row with NaN gives indices that exist, in no particular order, and maybe NaN for its values.
         k: Entries to keep, from 1 to H.
 
     Returns:

@@ -20,6 +20,14 @@ def test_top_k_is_the_stable_sort(rows: int, width: int, k: int, dtype: torch.dt
         assert torch.equal(indices, at[:, :k])
 
 
+@pytest.mark.parametrize("numbers", [0, 4, 1023])
+def test_a_row_with_nan_gives_indices_that_exist(numbers: int) -> None:
+    u = torch.full((3, 1024), float("nan"))
+    u[:, torch.randperm(1024, generator=torch.Generator().manual_seed(0))[:numbers]] = 1.0
+    _, indices = top_k(u, 32)
+    assert bool(((indices >= 0) & (indices < 1024)).all())
+
+
 def test_without_compiled_kernels_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     u = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
     fast = top_k(u, 5)

@@ -1,6 +1,7 @@
 """The memory that models predict covers what they use: measured, from surveys to update."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,9 @@ def measured():
     cases = {(m, k): (MODELS[m][0], {**MODELS[m][1], **KINDS[k]}) for m in MODELS for k in KINDS}
     cases["gsc full", "missing"][1]["noise"] = "diagonal"
     given = json.dumps({" ".join(case): settings for case, settings in cases.items()})
-    done = subprocess.run([sys.executable, "-c", MEASURE, given], capture_output=True, text=True, check=True)
+    # Otherwise glibc decides as it goes along how much of the freed memory the process keeps.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run([sys.executable, "-c", MEASURE, given], capture_output=True, text=True, check=True, env=env)
     return json.loads(done.stdout)
 
 
