@@ -13,7 +13,7 @@ OUTPUTS = {
     "log_likelihood": "log p(row), nats: how well the model predicts it",
     "entropy": "entropy of the posterior over states, nats",
 }
-"""Name -> meaning. Models without a posterior have only `mean` and `reconstruction`; `noisyor` has only `mean`."""
+"""Name -> meaning. Models without a posterior have only `mean` and `reconstruction`."""
 
 
 @dataclass(frozen=True, slots=True)

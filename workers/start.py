@@ -109,7 +109,9 @@ def _accepting(made_by: LearnJob, job: EncodeJob) -> Model:
     """The model with missing values allowed."""
     if not isinstance(getattr(made_by.build_model(), "missing", None), bool):
         raise JobError(f"missing=True: model {made_by.model!r} of {job.dictionary} needs complete rows")
-    settings = {**made_by.settings, "missing": True}
+    # Sets of states need complete rows.
+    preselected = {"states": "preselected"} if made_by.settings.get("states") else {}
+    settings = {**made_by.settings, **preselected, "missing": True}
     return made_by.model_copy(update={"settings": settings}).build_model()
 
 

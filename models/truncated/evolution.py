@@ -65,13 +65,16 @@ class Evolution:
     """E-steps before the first update."""
     most_active: int = 16
     """Most active atoms of a state."""
+    encode_steps: int = 10
+    """E-steps for rows that are encoded, whose sets begin anew."""
 
     def __post_init__(self) -> None:
         for name, least in (("size", 2), ("parents", 2), ("children", 1), ("generations", 1), ("most_active", 1)):
             if getattr(self, name) < least:
                 raise ModelError(f"evolution.{name}={getattr(self, name)} must be at least {least}")
-        if self.warm_up < 0:
-            raise ModelError(f"evolution.warm_up={self.warm_up} must not be negative")
+        for name in ("warm_up", "encode_steps"):
+            if getattr(self, name) < 0:
+                raise ModelError(f"evolution.{name}={getattr(self, name)} must not be negative")
         if not self.flips > 0:
             raise ModelError(f"evolution.flips={self.flips} must be above 0")
         if self.selection not in ("fitness", "uniform"):
@@ -93,8 +96,12 @@ class Landscape(ABC):
     """Factor of the log-likelihood at the present temperature."""
     heat: float = 1.0
     """Factor of the log-prior."""
+    support: tuple[float, ...] = (1.0,)
+    """The L non-zero values of a latent."""
     wanted: float
     """Σ π, the prior's number of active atoms."""
+    constant: Tensor
+    """[n] float64, what the sum of log-likelihood and log-prior lacks to log p(s, y) at temperature 1."""
 
     def __init__(self, alphabet: Alphabet, x: Tensor) -> None:
         """`x` [n, …]: in the dtype and on the device of all that is computed."""
@@ -109,6 +116,24 @@ class Landscape(ABC):
     @abstractmethod
     def candidates(self, count: int) -> Tensor:
         """[n, count] int64, different atoms that are likely to be active."""
+
+    @abstractmethod
+    def means(self, states: Tensor, q: Tensor) -> Tensor:
+        """[n, H] posterior means of the coefficients, where states [A, n, S] have probabilities `q` [n, S]."""
+
+    @abstractmethod
+    def expected(self, states: Tensor, q: Tensor) -> Tensor:
+        """[n, D] expected rows without noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Makes landscapes under fixed parameters."""
+
+    of: Callable[[Tensor], Landscape]
+    """The landscape of rows [n, D]."""
+    row_bytes: int
+    """What the model needs for a point, its states aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +309,7 @@ def _point_bytes(alphabet: Alphabet, sets: Evolution, row_bytes: int) -> int:
 
 
 def evolved(
-    batch: Batch, stage: Stage, model: Truncated, scene: Callable[[Tensor], Landscape], row_bytes: int
+    batch: Batch, stage: Stage, model: Truncated, scene: Scene
 ) -> Iterator[tuple[slice, Tensor, Landscape, Sets]]:
     """One E-step for a batch, tile by tile: the tile's place in it, its rows, their landscape by `scene`, their sets.
 
@@ -292,10 +317,10 @@ def evolved(
     made when they are needed.
     """
     old, new = batch.kept.get(KEPT), list[Tensor]()
-    rows = tile_rows(model.alphabet, model.sets, row_bytes)
+    rows = tile_rows(model.alphabet, model.sets, scene.row_bytes)
     for a in range(0, max(len(batch.x), 1), rows):
         tile = slice(a, a + rows)
-        land = scene(batch.x[tile])
+        land = scene.of(batch.x[tile])
         x = batch.x[tile].to(land.dtype)
         draws = Draws(stage, batch.start + a, len(x), x.device)
         sets = begin(land, model, draws) if old is None else restore(old[tile], land)
@@ -313,6 +338,14 @@ def weights(land: Landscape, sets: Sets) -> tuple[Tensor, Tensor]:
     plain = torch.logsumexp((sets.gain + sets.odds).double(), 1)
     q = torch.softmax(sets.joint(land), 1)
     return q, plain
+
+
+def code_weights(states: Tensor, q: Tensor, codes: int) -> Tensor:
+    """[n, codes] the probability that each code is in a state, where states [A, n, S] have probabilities `q` [n, S]."""
+    out = q.new_zeros(len(q), codes + 1)
+    for slot in states:
+        out.scatter_add_(1, slot, q)
+    return out[:, :-1]
 
 
 def substitutions(stats: Stats, rows: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ from ..outputs import Wanted
 from ..schedule import Ramp, Schedule, Stage
 from .cut import ROUNDS, ScoreHistogram, histogram, kept, narrow
 from .evolution import KEPT as KEPT_STATES
-from .evolution import Evolution, code_dtype
+from .evolution import Evolution, Scene, code_dtype
 from .hysteresis import KEPT as KEPT_CANDIDATES
 from .inference import Listed, infer, strongest
 from .prior import LOWEST
@@ -65,7 +65,7 @@ class Truncated(Model):
     """Parameters that keep their start values: W, pi, sigma, …"""
     states: Literal["preselected", "evolutionary", "all"] = "preselected"
     """While learning, states are chosen anew in every pass; or every point keeps a set of its own that evolves; or all
-    states are evaluated, where there are few atoms. The last two cut no data. Codes come from preselected states."""
+    states are evaluated, where there are few atoms. The last two cut no data. Codes come from the same kind."""
     evolution: Evolution = Evolution()  # noqa: RUF009 (it is frozen)
     """How evolutionary states evolve: set as evolution.size, evolution.parents, …"""
     hysteresis: bool = False
@@ -192,6 +192,10 @@ class Truncated(Model):
             raise ModelError(f"pi holds {float(given.min())} to {float(given.max())}: probabilities lie in [0, 1]")
         given = given.clamp(LOWEST, 1 - LOWEST) if name == "pi" else given
         return Model.adopt(self, name, given, own)
+
+    @abstractmethod
+    def scene(self, params: Params, stage: Stage | None, dim: int) -> Scene:
+        """Landscapes of rows of `dim` dimensions, for sets of states."""
 
     @abstractmethod
     def listed(self, params: Params, x: Tensor) -> Listed:
@@ -331,7 +335,11 @@ class Truncated(Model):
     # -- the contract ----------------------------------------------------------------------------------------------
 
     def encode(self, params: Params, batch: Batch) -> Codes:
-        """Posterior means of the H' strongest atoms; entries below 1e-4 are left out."""
+        """Posterior means of the H' strongest atoms (with sets of states: of as many as a state may have, if these are
+        more); entries below 1e-4 are left out."""
+        if self.by_sets:
+            found = infer(self, params, batch.x, Wanted())
+            return Codes(found["indices"], found["values"])
         return Codes(*strongest(self.means(params, batch.x), self.candidates, batch.x.dtype))
 
     def infer(self, params: Params, batch: Batch, wanted: Wanted) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from ..kernels import native
 from ..kernels.slab import MOST_ACTIVE
 from ..schedule import Schedule, Stage
 from . import masked, noise
-from .evolution import substitutions, tile_memory
+from .evolution import Scene, substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused_slab import Rows, slab_rows, working_bytes
 from .hysteresis import KEPT, settled
@@ -289,6 +289,12 @@ class GSC(Truncated):
 
     # -- the contract ----------------------------------------------------------------------------------------------
 
+    def scene(self, params: Params, stage: Stage | None, dim: int) -> Scene:
+        """Landscapes of rows of `dim` dimensions, for sets of states."""
+        from . import slab_sets
+
+        return slab_sets.scene(self, params, stage, dim)
+
     def listed(self, params: Params, x: Tensor) -> Listed:
         """The posterior of the rows `x` [n, D] at temperature 1, state by state."""
         q = self.posterior(params, x, states=True)
@@ -485,9 +491,8 @@ class GSC(Truncated):
         if self.by_sets:
             from .slab_sets import row_bytes
 
-            kept = Model.row_memory(self)
-            tile = tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
-            return rows * (dim * (2 * item + 16) + kept) + tile + 2 * fixed
+            fixed = 2 * fixed + tile_memory(self.alphabet, self.sets, row_bytes(self, dim))
+            return rows * (dim * (2 * item + 16) + Model.row_memory(self)) + fixed
         return rows * per_row + self._tile_rows() * per_tile_row + fixed
 
     def flops(self, dim: int) -> float:

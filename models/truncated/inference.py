@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from ..base import Params
+from ..errors import ModelError
 from ..outputs import Wanted
+from .evolution import tile_rows
+from .set_posterior import ListedSets, listed_sets
 
 if TYPE_CHECKING:
     from .expectation import Truncated
@@ -48,6 +51,10 @@ class Listed:
         """H."""
         return self.mean.shape[1]
 
+    def states(self, numbers: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The states with these `numbers` [n, K]: atoms [n, K, width] int64, -1 from the last one on, and values."""
+        return states_of(self, numbers, width)
+
 
 def with_zero(single: Tensor, multi: Tensor) -> Tensor:
     """[n, S] probabilities from those of the singletons [n, L·H] and of the other states [n, M]."""
@@ -59,10 +66,13 @@ def infer(model: Truncated, params: Params, x: Tensor, wanted: Wanted) -> dict[s
     """The codes and what is wanted beside them; see `Truncated.infer`.
 
     Raises:
-        ModelError: growing by `adaptive` would make too many states.
+        ModelError: growing by `adaptive` would make too many states, or the model has sets of states.
     """
+    if model.by_sets:
+        return _by_sets(model, params, x, wanted)
     widest = grown(model, wanted.adaptive)
-    found, active = _outputs(model, params, x, wanted, widest)
+    widths = widest.candidates, widest.active
+    found, active = _outputs(model, params, x, wanted, model.listed(params, x), *widths)
     if not wanted.adaptive:
         return found
     larger, full = model, torch.full((len(x),), model.active, dtype=torch.int16, device=x.device)
@@ -74,11 +84,27 @@ def infer(model: Truncated, params: Params, x: Tensor, wanted: Wanted) -> dict[s
         larger = grown(before, 1)
         if not len(rows) or (larger.active, larger.candidates) == (before.active, before.candidates):
             break
-        part, active = _outputs(larger, params, x[rows], wanted, widest)
+        part, active = _outputs(larger, params, x[rows], wanted, larger.listed(params, x[rows]), *widths)
         for name, value in part.items():
             found[name][rows] = value
         found["gamma"][rows], found["h_prime"][rows] = larger.active, larger.candidates
     return found
+
+
+def _by_sets(model: Truncated, params: Params, x: Tensor, wanted: Wanted) -> dict[str, Tensor]:
+    if wanted.adaptive:
+        raise ModelError(
+            f"adaptive={wanted.adaptive} belongs to preselected states; states={model.states!r} may have up to "
+            f"evolution.most_active={model.alphabet.slots} active atoms anyway"
+        )
+    scene, slots = model.scene(params, None, x.shape[1]), model.alphabet.slots
+    parts = [
+        _outputs(model, params, tile, wanted, listed_sets(model, scene.of(tile)), max(model.candidates, slots), slots)[
+            0
+        ]
+        for tile in x.split(tile_rows(model.alphabet, model.sets, scene.row_bytes))
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def grown(model: Truncated, by: int) -> Truncated:
@@ -128,42 +154,43 @@ def _positions(held: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _outputs(
-    model: Truncated, params: Params, x: Tensor, wanted: Wanted, widest: Truncated
+    model: Truncated, params: Params, x: Tensor, wanted: Wanted, found: Listed | ListedSets, codes: int, active: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """What is wanted, in the widths of `widest`, and how many atoms each point's most probable state has [n]."""
-    found = model.listed(params, x)
+    """What is wanted, with so many `codes` of a point and so many `active` atoms of a state at most, and how many atoms
+    each point's most probable state has [n]."""
     outputs, dtype = set(wanted.outputs), x.dtype
-    indices, values = strongest(found.mean, widest.candidates, dtype)
+    indices, values = strongest(found.mean, codes, dtype)
     out = {"indices": indices, "values": values}
     best = found.probability.argmax(1, keepdim=True)
-    state, held = states_of(found, best, widest.active)
-    active = (state >= 0).sum((1, 2))
+    state, held = found.states(best, active)
     if "map" in outputs:
         coefficients = model.coefficients(params, x, state, held)
         out |= {"map_indices": state[:, 0].int(), "map_values": coefficients[:, 0].to(dtype)}
     if "top_states" in outputs:
-        out |= _top_states(model, params, x, found, wanted.top_states, widest.active)
+        out |= _top_states(model, params, x, found, wanted.top_states, active)
     if "marginals" in outputs:
-        at = found.marginal.sum(1).topk(widest.candidates, dim=1).indices
-        several = at[:, None].expand(-1, found.marginal.shape[1], -1)
-        marginals = found.marginal.gather(2, several).transpose(1, 2).to(dtype)
+        marginal = found.marginal
+        at = marginal.sum(1).topk(codes, dim=1).indices
+        several = at[:, None].expand(-1, marginal.shape[1], -1)
+        marginals = marginal.gather(2, several).transpose(1, 2).to(dtype)
         out |= {"marginal_indices": at.int(), "marginals": marginals[..., 0] if marginals.shape[2] == 1 else marginals}
     if "reconstruction" in outputs:
-        out["reconstruction"] = model.reconstruction(params, x, found).to(dtype)
+        rebuilt = found.expected() if isinstance(found, ListedSets) else model.reconstruction(params, x, found)
+        out["reconstruction"] = rebuilt.to(dtype)
     if "log_likelihood" in outputs:
         out["log_likelihood"] = found.log_evidence
     if "entropy" in outputs:
         out["entropy"] = torch.special.entr(found.probability).sum(1, dtype=torch.float64)
-    return out, active
+    return out, (state >= 0).sum((1, 2))
 
 
 def _top_states(
-    model: Truncated, params: Params, x: Tensor, found: Listed, wanted: int, width: int
+    model: Truncated, params: Params, x: Tensor, found: Listed | ListedSets, wanted: int, width: int
 ) -> dict[str, Tensor]:
     """The K most probable states: atoms [n, K, width], coefficients, probabilities [n, K]; 0 where there are fewer."""
     count = min(wanted, found.probability.shape[1])
     probability, numbers = found.probability.topk(count, dim=1)
-    state, held = states_of(found, numbers, width)
+    state, held = found.states(numbers, width)
     coefficients = model.coefficients(params, x, state, held)
     missing = wanted - count
     pad = torch.nn.functional.pad

@@ -29,7 +29,7 @@ from ..base import Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Stage
 from . import masked
-from .evolution import substitutions, tile_memory
+from .evolution import Scene, substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused import posterior_rows, working_bytes
 from .gram import gram_of
@@ -262,6 +262,12 @@ class Linear(Truncated):
         return x - params["offset"].to(x.dtype) if self.offset else x
 
     # -- the contract ----------------------------------------------------------------------------------------------
+
+    def scene(self, params: Params, stage: Stage | None, dim: int) -> Scene:
+        """Landscapes of rows of `dim` dimensions, for sets of states."""
+        from . import linear_sets
+
+        return linear_sets.scene(self, params, stage, dim)
 
     def listed(self, params: Params, x: Tensor) -> Listed:
         """The posterior of the rows `x` [n, D] at temperature 1, state by state."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..base import Batch, Params
 from ..schedule import Stage
-from .evolution import Landscape, Sets, evolved, weights
+from .evolution import Landscape, Scene, Sets, code_weights, evolved, weights
 from .expectation import temperatures, too_large
 from .linear import Linear, LinearStats
 
@@ -46,14 +46,16 @@ class _Theta:
     sigma: float
     wanted: float
     """Σ π."""
+    offset: Tensor
+    """[D], or zero []."""
 
 
 class LinearLandscape(Landscape):
     """Joints of states of n points, relative to the zero state."""
 
-    def __init__(self, model: Linear, theta: _Theta, x: Tensor, stage: Stage) -> None:
-        """`x` [n, D] without the offset."""
-        self._model, self._theta = model, theta
+    def __init__(self, model: Linear, theta: _Theta, x: Tensor, stage: Stage | None) -> None:
+        self._model, self._theta, self.support = model, theta, model.support
+        x = x - theta.offset.to(x.dtype)
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
         scores, factor = x @ theta.weights.to(x.dtype), max(abs(v) for v in model.support) / theta.sigma**2
         if too_large(scores, factor):
@@ -61,7 +63,11 @@ class LinearLandscape(Landscape):
             scores = x @ theta.weights
             too_large(scores, factor)
         super().__init__(model.alphabet, x)
-        self.scores = scores
+        self.x, self.scores = x, scores
+        """Rows [n, D] without the offset, and their products with the atoms [n, H]."""
+        self.square = x.double().square().sum(1)
+        log_normal = x.shape[1] / 2 * log(2 * pi * theta.sigma**2)
+        self.constant = theta.log_zero - log_normal - self.square / (2 * theta.sigma**2)
         self._gram, self._value, self._odds = (t.to(x.dtype) for t in (theta.gram, theta.value, theta.odds))
         energy = self._gram.view(model.atoms + 1, -1).diagonal()[: model.atoms]
         levels = [(v / theta.sigma**2) * scores - (v**2 / 2) * energy for v in model.support]
@@ -94,18 +100,28 @@ class LinearLandscape(Landscape):
         odds = self._odds[:-1].view(model.levels, model.atoms)
         return model._choose(self.scores, energy, odds, theta.sigma)[:, :count]  # pyright: ignore[reportPrivateUsage]
 
+    def means(self, states: Tensor, q: Tensor) -> Tensor:
+        """<s>."""
+        levels = q.new_tensor(self._model.support)
+        found = code_weights(states, q, self.alphabet.none).unflatten(1, (len(levels), -1))
+        return torch.einsum("nlh,l->nh", found, levels)
+
+    def expected(self, states: Tensor, q: Tensor) -> Tensor:
+        """<W s + offset>."""
+        return self.means(states, q) @ self._theta.weights.T.to(q.dtype) + self._theta.offset.to(q.dtype)
+
+
+def scene(model: Linear, params: Params, stage: Stage | None, dim: int) -> Scene:
+    """Landscapes of rows of `dim` dimensions."""
+    theta = _theta(model, params)
+    return Scene(lambda x: LinearLandscape(model, theta, x, stage), row_bytes(model, dim))
+
 
 def statistics(model: Linear, params: Params, batch: Batch, stage: Stage) -> EvolvedStats:
     """One E-step on the batch's sets, and the sums of their moments."""
-    theta = _theta(model, params)
-    shift = params["offset"] if model.offset else None
-    centred = lambda x: x if shift is None else x - shift.to(x.dtype)  # noqa: E731
-    scene = lambda x: LinearLandscape(model, theta, centred(x), stage)  # noqa: E731
+    theta, tiles = _theta(model, params), scene(model, params, stage, batch.x.shape[1])
     use = model.used(batch.x.new_zeros(len(batch.x), dtype=torch.float64), batch, stage)
-    parts = (
-        _moments(model, theta, centred(x), land, sets, use[at])
-        for at, x, land, sets in evolved(batch, stage, model, scene, row_bytes(model, batch.x.shape[1]))
-    )
+    parts = (_moments(model, theta, land, sets, use[at]) for at, _, land, sets in evolved(batch, stage, model, tiles))
     return reduce(lambda a, b: a + b, parts)
 
 
@@ -122,16 +138,15 @@ def _theta(model: Linear, params: Params) -> _Theta:
     support = odds.new_tensor(model.support)
     value = torch.cat([support.repeat_interleave(model.atoms), none])
     wanted = model.atoms * float(model.activity(params).mean())
-    return _Theta(weights_, gram.flatten(), value, torch.cat([odds.flatten(), none]), log_zero, sigma, wanted)
+    offset = params["offset"] if model.offset else none.sum()
+    return _Theta(weights_, gram.flatten(), value, torch.cat([odds.flatten(), none]), log_zero, sigma, wanted, offset)
 
 
-def _moments(model: Linear, theta: _Theta, x: Tensor, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:
+def _moments(model: Linear, theta: _Theta, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:
     """The sums of one tile; points outside of `use` [n] only count for the free energy."""
-    alphabet, atoms = model.alphabet, model.atoms
+    assert isinstance(land, LinearLandscape)
+    alphabet, atoms, x = model.alphabet, model.atoms, land.x
     q, evidence = weights(land, sets)
-    square = x.double().square().sum(1)
-    constant = theta.log_zero - x.shape[1] / 2 * log(2 * pi * theta.sigma**2)
-    evidence = evidence - square / (2 * theta.sigma**2) + constant
     q = q * use[:, None]
     used = int(alphabet.size(sets.states).max()) if len(x) else 0
     per_code = q.new_zeros(len(x), alphabet.none + 1)
@@ -157,9 +172,9 @@ def _moments(model: Linear, theta: _Theta, x: Tensor, land: Landscape, sets: Set
         ss=upper + upper.T + torch.diag(levels.double().square() @ counts),
         s=levels.double() @ counts,
         counts=counts,
-        yy=(square * use).sum(),
+        yy=(land.square * use).sum(),
         used=use.sum().double(),
-        log_evidence=evidence.sum(),
+        log_evidence=(evidence + land.constant).sum(),
         rows=torch.tensor(float(len(x)), dtype=torch.float64, device=x.device),
         substituted=sets.substituted.sum().double(),
     )

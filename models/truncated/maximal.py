@@ -32,7 +32,7 @@ from ..base import TRAINING, Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..schedule import Schedule, Stage
 from . import masked
-from .evolution import substitutions, tile_memory
+from .evolution import Scene, substitutions, tile_memory
 from .expectation import PI_BOUND, Truncated, normalise, temperatures, too_large
 from .fused_maximal import Rows, maximal_rows, working_bytes
 from .hysteresis import KEPT, settled
@@ -283,6 +283,12 @@ class Maximal(Truncated):
             return like.new_zeros(0, self.candidates)
         eye = torch.eye(self.candidates, dtype=like.dtype, device=like.device)
         return torch.cat([smooth_predictions(powers(eye, m, 1.0))[-1] for m in range(2, self.active + 1)])
+
+    def scene(self, params: Params, stage: Stage | None, dim: int) -> Scene:
+        """Landscapes of rows of `dim` dimensions, for sets of states."""
+        from . import maximal_sets
+
+        return maximal_sets.scene(self, params, stage, dim)
 
     def listed(self, params: Params, x: Tensor) -> Listed:
         """The posterior of the rows `x` [n, D] at temperature 1, state by state."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..base import Batch, Params
 from ..schedule import Stage
-from .evolution import Landscape, Sets, evolved, weights
+from .evolution import Landscape, Scene, Sets, code_weights, evolved, weights
 from .expectation import temperatures, too_large
 from .maximal import Maximal, MaximalStats
 from .superposition import narrow
@@ -34,7 +34,7 @@ class EvolvedStats(MaximalStats):
 class MaximalLandscape(Landscape):
     """Joints of states of n points, relative to the zero state."""
 
-    def __init__(self, model: Maximal, params: Params, x: Tensor, stage: Stage) -> None:
+    def __init__(self, model: Maximal, params: Params, x: Tensor, stage: Stage | None) -> None:
         self._model = model
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
         self.sigma, prior = float(params["sigma"]), float(params["pi"])
@@ -44,7 +44,9 @@ class MaximalLandscape(Landscape):
             x = x.double()
             too_large(torch.cat([x.square().sum(1), energy]), factor)
         super().__init__(model.alphabet, x)
-        self.x = x
+        self.x, self.square, variance = x, x.double().square().sum(1), self.sigma**2
+        log_normal = x.shape[1] / 2 * log(2 * pi * variance)
+        self.constant = model.atoms * log1p(-prior) - log_normal - self.square / (2 * variance)
         self.weights = params["W"].to(x.dtype)
         self.rho = model.rho(stage)
         table = self.weights.T
@@ -70,16 +72,28 @@ class MaximalLandscape(Landscape):
                 torch.maximum(out, row, out=out)
         return out
 
-    def parts(self, states: Tensor) -> tuple[Tensor, Tensor]:
+    def predicted(self, states: Tensor) -> Tensor:
+        """[n, C, D] the rows that states make, without noise."""
         found = self.superposed(states)
         if self.rho is not None:
             found = found.sign() * found.abs().pow_(1 / self.rho) * self.top
-        error = torch.linalg.vector_norm(found.to(self.dtype).sub_(self.x[:, None]), dim=2).square_()
+        return found.to(self.dtype)
+
+    def parts(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        error = torch.linalg.vector_norm(self.predicted(states).sub_(self.x[:, None]), dim=2).square_()
         gain = (self.x.square().sum(1, keepdim=True) - error) / (2 * self.sigma**2)
         return gain, self.alphabet.size(states).to(self.dtype) * self.logit
 
     def candidates(self, count: int) -> Tensor:
         return self._model.choose(self.weights, self.x, self.x @ self.weights, self.weights.square().sum(0))[:, :count]
+
+    def means(self, states: Tensor, q: Tensor) -> Tensor:
+        """<s>."""
+        return code_weights(states, q, self.alphabet.none)
+
+    def expected(self, states: Tensor, q: Tensor) -> Tensor:
+        """<ȳ>."""
+        return torch.einsum("ns,nsd->nd", q, self.predicted(states))
 
     def shares(self, states: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Σ q A [H, D] and Σ q A y [H, D] over the states with probabilities `q` [n, S]."""
@@ -109,14 +123,16 @@ class MaximalLandscape(Landscape):
         return (hit & (codes != self.alphabet.none)[:, :, None]).to(whole.dtype)
 
 
+def scene(model: Maximal, params: Params, stage: Stage | None, dim: int) -> Scene:
+    """Landscapes of rows of `dim` dimensions."""
+    return Scene(lambda x: MaximalLandscape(model, params, x, stage), row_bytes(model, dim))
+
+
 def statistics(model: Maximal, params: Params, batch: Batch, stage: Stage) -> EvolvedStats:
     """One E-step on the batch's sets, and the sums over them."""
     use = model.used(batch.x.new_zeros(len(batch.x), dtype=torch.float64), batch, stage)
-    scene = lambda x: MaximalLandscape(model, params, x, stage)  # noqa: E731
-    parts = (
-        _sums(model, params, x, land, sets, use[at])
-        for at, x, land, sets in evolved(batch, stage, model, scene, row_bytes(model, batch.x.shape[1]))
-    )
+    tiles = scene(model, params, stage, batch.x.shape[1])
+    parts = (_sums(model, land, sets, use[at]) for at, _, land, sets in evolved(batch, stage, model, tiles))
     return reduce(lambda a, b: a + b, parts)
 
 
@@ -125,14 +141,12 @@ def row_bytes(model: Maximal, dim: int) -> int:
     return 16 * dim * (model.sets.size + model.sets.offspring)
 
 
-def _sums(model: Maximal, params: Params, x: Tensor, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:
+def _sums(model: Maximal, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:
     """The sums of one tile; points outside of `use` [n] only count for the free energy."""
     assert isinstance(land, MaximalLandscape)
     q, evidence = weights(land, sets)
-    square, variance = x.double().square().sum(1), float(params["sigma"]) ** 2
-    constant = model.atoms * log1p(-float(params["pi"])) - x.shape[1] / 2 * log(2 * pi * variance)
-    explained = (q * sets.gain.masked_fill(~sets.gain.isfinite(), 0)).sum(1).double() * (2 * variance)
-    residual = (square - explained).clamp(min=0)
+    explained = (q * sets.gain.masked_fill(~sets.gain.isfinite(), 0)).sum(1).double() * (2 * land.sigma**2)
+    residual = (land.square - explained).clamp(min=0)
     q = q * use[:, None]
     a, ay = land.shares(sets.states, q.to(land.rows.dtype))
     return EvolvedStats(
@@ -140,9 +154,9 @@ def _sums(model: Maximal, params: Params, x: Tensor, land: Landscape, sets: Sets
         a=a.T.double().contiguous(),
         active=(q * model.alphabet.size(sets.states)).sum(dtype=torch.float64),
         residual=(residual * use).sum(),
-        yy=(square * use).sum(),
+        yy=(land.square * use).sum(),
         used=use.sum().double(),
-        log_evidence=(evidence - square / (2 * variance) + constant).sum(),
-        rows=torch.tensor(float(len(x)), dtype=torch.float64, device=x.device),
+        log_evidence=(evidence + land.constant).sum(),
+        rows=torch.tensor(float(len(use)), dtype=torch.float64, device=use.device),
         substituted=sets.substituted.sum().double(),
     )

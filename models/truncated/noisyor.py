@@ -24,10 +24,8 @@ from torch import Tensor
 
 from ..base import TRAINING, Batch, Model, Params, Probe, Stats
 from ..errors import ModelError
-from ..outputs import Wanted
 from ..schedule import Schedule, Stage
-from .draws import Draws
-from .evolution import Landscape, Sets, begin, e_step, evolved, substitutions, tile_memory, tile_rows, weights
+from .evolution import Landscape, Scene, Sets, code_weights, evolved, substitutions, tile_memory, weights
 from .expectation import PI_BOUND, Truncated, temperatures
 from .inference import Listed
 from .prior import mass
@@ -75,7 +73,7 @@ class NoisyOrLandscape(Landscape):
         """[H+1, D] log(1-W); 0 for the empty slot's atom H."""
         prior = params["pi"].double()
         self._logit = torch.cat([torch.logit(prior), prior.new_zeros(1)]).to(x.dtype)
-        self.log_zero, self.wanted = float(torch.log1p(-prior).sum()), float(prior.sum())
+        self.constant, self.wanted = torch.log1p(-prior).sum().expand(len(x)), float(prior.sum())
 
     def log_off(self, states: Tensor) -> Tensor:
         """log P [n, C, D]."""
@@ -95,6 +93,14 @@ class NoisyOrLandscape(Landscape):
         # The joints of the singletons, up to a constant.
         score = self.x @ self.atoms.log() + (1 - self.x) @ self.rows[:-1].T
         return score.topk(min(count, self.atoms.shape[1]), dim=1).indices
+
+    def means(self, states: Tensor, q: Tensor) -> Tensor:
+        """<s>."""
+        return code_weights(states, q, self.alphabet.none)
+
+    def expected(self, states: Tensor, q: Tensor) -> Tensor:
+        """<1 - P>, the probabilities of ones."""
+        return torch.einsum("ns,nsd->nd", q, torch.expm1(self.log_off(states)).neg_())
 
     def causes(self, states: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Σ q s/(1-P) and Σ y q s/(1-P) [H, D] over the states with probabilities `q` [n, S]."""
@@ -144,46 +150,17 @@ class NoisyOR(Truncated):
         """There is no data cut to rank points for."""
         raise ModelError("noisyor has no data cut")
 
-    def infer(self, params: Params, batch: Batch, wanted: Wanted) -> dict[str, Tensor]:
-        """The codes.
-
-        Raises:
-            ModelError: more than that is wanted.
-        """
-        if not wanted.plain:
-            beyond = [name for name in wanted.outputs if name != "mean"]
-            what = f"outputs={beyond}" if beyond else f"adaptive={wanted.adaptive}"
-            raise ModelError(f"{what}: noisyor tells posterior means only, which outputs=mean gives")
-        codes = self.encode(params, batch)
-        return {"indices": codes.indices, "values": codes.values}
+    def scene(self, params: Params, stage: Stage | None, dim: int) -> Scene:
+        """Landscapes of rows of `dim` dimensions."""
+        return Scene(lambda x: NoisyOrLandscape(self, params, x, stage), self._row_bytes(dim))
 
     def listed(self, params: Params, x: Tensor) -> Listed:
-        """Refused: a point's states are a set of its own, not those over candidates.
-
-        Raises:
-            ModelError: always.
-        """
+        """There are no preselected states to list."""
         raise ModelError("noisyor evaluates no states over candidates")
 
     def means(self, params: Params, x: Tensor) -> Tensor:
-        """<s> [n, H], from sets that are begun for these rows alone."""
-        out: list[Tensor] = []
-        rows = tile_rows(self.alphabet, self.sets, self._row_bytes(x.shape[1]))
-        for a in range(0, max(len(x), 1), rows):
-            land = NoisyOrLandscape(self, params, x[a : a + rows], None)
-            draws = Draws.alike(len(land.x), x.device)
-            found = begin(land, self, draws)
-            if self.evolves:
-                found = e_step(land, found, self.evolution, draws)
-            out.append(self._active(found, weights(land, found)[0]))
-        return torch.cat(out)
-
-    def _active(self, sets: Sets, q: Tensor) -> Tensor:
-        """<s> [n, H]."""
-        out = q.new_zeros(len(q), self.atoms + 1)
-        for codes in sets.states:
-            out.scatter_add_(1, codes, q)
-        return out[:, :-1]
+        """There are no preselected states to average over."""
+        raise ModelError("noisyor evaluates no states over candidates")
 
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> NoisyOrStats:
         """One E-step on the batch's sets, and the sums over them.
@@ -192,8 +169,7 @@ class NoisyOR(Truncated):
             ModelError: the rows hold anything but 0 and 1.
         """
         use = self.used(batch.x.new_zeros(len(batch.x), dtype=torch.float64), batch, stage)
-        scene = lambda x: NoisyOrLandscape(self, params, x, stage)  # noqa: E731
-        tiles = evolved(batch, stage, self, scene, self._row_bytes(batch.x.shape[1]))
+        tiles = evolved(batch, stage, self, self.scene(params, stage, batch.x.shape[1]))
         return reduce(lambda a, b: a + b, (self._sums(land, sets, use[at]) for at, _, land, sets in tiles))
 
     def _sums(self, land: Landscape, sets: Sets, use: Tensor) -> NoisyOrStats:
@@ -205,9 +181,9 @@ class NoisyOR(Truncated):
         return NoisyOrStats(
             causes=both.T.double().contiguous(),
             ones=ones.T.double().contiguous(),
-            s=self._active(sets, q).sum(0, dtype=torch.float64),
+            s=land.means(sets.states, q).sum(0, dtype=torch.float64),
             used=use.sum().double(),
-            log_evidence=(evidence + land.log_zero).sum(),
+            log_evidence=(evidence + land.constant).sum(),
             rows=torch.tensor(float(len(use)), dtype=torch.float64, device=use.device),
             substituted=sets.substituted.sum().double(),
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..base import Batch, Params
 from ..schedule import Stage
 from . import noise
-from .evolution import Landscape, Sets, evolved, weights
+from .evolution import Landscape, Scene, Sets, evolved, weights
 from .expectation import temperatures, too_large
 from .gsc import GSC, GSCStats
 from .slab import Moments, Points, Tile, size_class, state_moments
@@ -36,7 +36,7 @@ class EvolvedStats(GSCStats):
 class SlabLandscape(Landscape):
     """Joints of states of n points, relative to the zero state."""
 
-    def __init__(self, model: GSC, params: Params, x: Tensor, stage: Stage) -> None:
+    def __init__(self, model: GSC, params: Params, x: Tensor, stage: Stage | None) -> None:
         self._model = model
         self.beta, self.heat = temperatures(stage, model.anneal_prior)
         x = x.double() if model.slab == "full" else x
@@ -49,7 +49,9 @@ class SlabLandscape(Landscape):
             scores = x @ theta.scaled
             too_large(scores, factor)
         super().__init__(model.alphabet, x)
-        self.theta, self.scores = theta, scores
+        self.theta, self.scores, self._weights = theta, scores, params["W"]
+        log_normal = 0.5 * noise.log_det(params, x.shape[1]) + x.shape[1] / 2 * log(2 * pi)
+        self.constant = theta.log_zero - log_normal - noise.squares(params, x) / 2
         self.wanted = float(params["pi"].sum())
 
     def parts(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +65,20 @@ class SlabLandscape(Landscape):
     def candidates(self, count: int) -> Tensor:
         part = Points(self.scores, self.theta.gram.diagonal(), self.scores, None)
         return self._model.alone(self.theta, part, prior=False).topk(count, dim=1).indices
+
+    def means(self, states: Tensor, q: Tensor) -> Tensor:
+        """<s∘z>."""
+        atoms = self.alphabet.atoms
+        out = torch.zeros(len(q) * atoms, dtype=torch.float64, device=q.device)
+        for which, at, found in self.by_size(states, wanted=True):
+            weight, point = q.flatten()[which], which // states.shape[2]
+            for i in range(len(at)):
+                out += _added(point * atoms + at[i], weight * found.first[i][0], out)
+        return out.view(-1, atoms)
+
+    def expected(self, states: Tensor, q: Tensor) -> Tensor:
+        """<W (s∘z)>."""
+        return self.means(states, q) @ self._weights.T.double()
 
     def by_size(self, states: Tensor, *, wanted: bool) -> Iterator[tuple[Tensor, Tensor, Moments]]:
         """For every number m ≥ 1 of active atoms: the places [q] of its states in [n·S], their atoms [m, q], and their
@@ -86,14 +102,16 @@ class SlabLandscape(Landscape):
             yield which, atoms, state_moments(tile, size_class(m, m, self.dtype, atoms.device), wanted=wanted)
 
 
+def scene(model: GSC, params: Params, stage: Stage | None, dim: int) -> Scene:
+    """Landscapes of rows of `dim` dimensions."""
+    return Scene(lambda x: SlabLandscape(model, params, x, stage), row_bytes(model, dim))
+
+
 def statistics(model: GSC, params: Params, batch: Batch, stage: Stage) -> EvolvedStats:
     """One E-step on the batch's sets, and the sums of their moments."""
     use = model.used(batch.x.new_zeros(len(batch.x), dtype=torch.float64), batch, stage)
-    scene = lambda x: SlabLandscape(model, params, x, stage)  # noqa: E731
-    parts = (
-        _sums(model, params, x, land, sets, use[at])
-        for at, x, land, sets in evolved(batch, stage, model, scene, row_bytes(model, batch.x.shape[1]))
-    )
+    tiles = scene(model, params, stage, batch.x.shape[1])
+    parts = (_sums(model, x, land, sets, use[at]) for at, x, land, sets in evolved(batch, stage, model, tiles))
     return reduce(lambda a, b: a + b, parts)
 
 
@@ -104,13 +122,11 @@ def row_bytes(model: GSC, dim: int) -> int:
     return 8 * (dim + 3 * model.atoms + kinds * states * model.alphabet.slots**2)
 
 
-def _sums(model: GSC, params: Params, x: Tensor, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:
+def _sums(model: GSC, x: Tensor, land: Landscape, sets: Sets, use: Tensor) -> EvolvedStats:
     """The sums of one tile; points outside of `use` [n] only count for the free energy."""
     assert isinstance(land, SlabLandscape)
     atoms, full = model.atoms, model.slab == "full"
     q, evidence = weights(land, sets)
-    constant = land.theta.log_zero - 0.5 * noise.log_det(params, x.shape[1]) - x.shape[1] / 2 * log(2 * pi)
-    evidence = evidence - noise.squares(params, x) / 2 + constant
     q = (q * use[:, None]).flatten()
     zero = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=x.device)  # noqa: E731
     s, imputed, sz = zero(atoms), zero(atoms if full else 0), zero(len(x) * atoms)
@@ -137,7 +153,7 @@ def _sums(model: GSC, params: Params, x: Tensor, land: Landscape, sets: Sets, us
         imputed=imputed,
         spread=_symmetric(spread, atoms) if full else spread,
         used=use.sum().double(),
-        log_evidence=evidence.sum(),
+        log_evidence=(evidence + land.constant).sum(),
         rows=torch.tensor(float(len(x)), dtype=torch.float64, device=x.device),
         substituted=sets.substituted.sum().double(),
     )

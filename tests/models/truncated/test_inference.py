@@ -13,11 +13,19 @@ dense, infer, number_of = posteriors.dense, posteriors.infer, posteriors.number_
 enumerated, problem = posteriors.enumerated, posteriors.problem
 
 
+def all_in_sets(case):
+    """Settings with which the sets hold all states, found by evolution."""
+    count = (1 + case.model().levels) ** ATOMS
+    return {"states": "evolutionary", "evolution": {"size": count, "encode_steps": 5}}
+
+
 @each
-def test_every_output_equals_enumeration(case):
+@pytest.mark.parametrize("kind", ["preselected", "all", "evolutionary"])
+def test_every_output_equals_enumeration(case, kind):
     y, params = problem(case)
     states, exact, coefficients = enumerated(case, y, params)
-    found = infer(case.model(), params, y, top_states=6)
+    model = case.model(**(all_in_sets(case) if kind == "evolutionary" else {"states": kind}))
+    found = infer(model, params, y, top_states=6)
     np.testing.assert_allclose(found["log_likelihood"], exact["log_likelihood"], rtol=1e-10)
     np.testing.assert_allclose(found["entropy"], exact["entropy"], atol=1e-9)
     np.testing.assert_allclose(found["reconstruction"], exact["reconstruction"], atol=1e-9)
@@ -36,10 +44,11 @@ def test_every_output_equals_enumeration(case):
 
 
 @each
-def test_marginals_cover_every_value(case):
+@pytest.mark.parametrize("kind", ["preselected", "all"])
+def test_marginals_cover_every_value(case, kind):
     y, params = problem(case)
     states, exact, _ = enumerated(case, y, params)
-    found = infer(case.model(), params, y)
+    found = infer(case.model(states=kind), params, y)
     order = np.argsort(found["marginal_indices"], 1)
     marginals = found["marginals"].reshape(ROWS, ATOMS, -1)
     support = {"tsc": (-1, 1), "dsc": (-1, 0.5, 2)}.get(case.name)
@@ -73,6 +82,39 @@ def test_states_are_listed_once_each(case):
     values = found["top_values"] if case.name != "gsc" else np.ones_like(found["top_values"])
     for row in dense(found["top_indices"], values):
         assert len({tuple(state) for state in row}) == states
+
+
+@each
+def test_sets_of_new_rows_come_near_all_states(case):
+    y, params = problem(case)
+    _, exact, _ = enumerated(case, y, params)
+    some = {"h_prime": 2, "gamma": 1, "states": "evolutionary"}
+    sets = {"size": 6, "parents": 4, "children": 2, "encode_steps": 20}
+    model = case.model(**some, evolution=sets)
+    found = infer(model, params, y)["log_likelihood"]
+    least = infer(case.model(**some, evolution={**sets, "encode_steps": 0}), params, y)["log_likelihood"]
+    assert (least - 1e-12 <= found).all() and (found <= exact["log_likelihood"] + 1e-9).all()
+    few = 2 ** (-2.0) if model.levels > 1 else 2**-4.0
+    assert (exact["log_likelihood"] - found).mean() < few + (exact["log_likelihood"] - least).mean() / 2
+
+
+@each
+def test_sets_say_the_same_of_a_row_wherever_it_lies(case):
+    y, params = problem(case)
+    model = case.model(states="evolutionary", h_prime=2, gamma=2, evolution={"size": 5, "most_active": 3})
+    whole, part = infer(model, params, y, top_states=7), infer(model, params, y[5:], top_states=7)
+    for name in whole:
+        np.testing.assert_allclose(whole[name][5:], part[name], rtol=1e-9, atol=1e-12)
+    assert whole["top_indices"].shape == (ROWS, 7, 3) and not whole["top_probabilities"][:, 5:].any()
+    codes = model.encode(params, Batch(y))
+    np.testing.assert_array_equal(codes.indices, whole["indices"])
+
+
+def test_sets_do_not_grow():
+    case = CASES[0]
+    y, params = problem(case)
+    with pytest.raises(ModelError, match="adaptive=1 belongs to preselected states"):
+        infer(case.model(states="all"), params, y, adaptive=1)
 
 
 @each

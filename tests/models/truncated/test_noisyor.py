@@ -9,6 +9,7 @@ from sparsefleet.models import Batch, ModelError, Stage, Wanted, make_model
 from sparsefleet.models.truncated.noisyor import BOUND, SAFE, TRIAL
 
 from . import learning
+from .posteriors import dense
 
 ATOMS, DIM, ROWS = 4, 6, 50
 PLAIN = Stage(step=0, steps=9, rows=ROWS)
@@ -62,7 +63,8 @@ def test_the_posterior_is_that_of_enumeration(seed):
     stats = model_of().statistics(params, Batch(y), PLAIN)
     assert np.isclose(float(stats.log_evidence), free_energy(y, params), rtol=1e-11)
     mean = q @ states
-    assert np.allclose(model_of().means(params, y).numpy(), mean, atol=1e-11)
+    codes = model_of().encode(params, Batch(y))
+    assert np.allclose(dense(codes.indices, codes.values), mean, atol=1e-4)
     assert np.allclose(stats.s.numpy(), mean.sum(0), atol=1e-9)
     off = np.array([np.prod(1 - params["W"].numpy() * s, axis=1) for s in states])
     with np.errstate(divide="ignore"):
@@ -73,22 +75,27 @@ def test_the_posterior_is_that_of_enumeration(seed):
     assert np.allclose(stats.ones.numpy(), ones, rtol=1e-9)
 
 
-def test_all_states_are_those_of_all_atoms_in_codes_too():
+def test_outputs_of_new_rows_equal_enumeration():
     y, params = problem(4)
     states, q = posterior(y, params)
     few = model_of(h_prime=2, gamma=1)
-    assert np.allclose(few.means(params, y).numpy(), q @ states, atol=1e-11)
+    wanted = Wanted(outputs=("mean", "map", "reconstruction", "log_likelihood"))
+    found = few.infer(params, Batch(y), wanted)
+    assert np.allclose(dense(found["indices"], found["values"]), q @ states, atol=1e-4)
+    ones = 1 - np.exp(states @ np.log1p(-params["W"].numpy()).T)
+    assert np.allclose(found["reconstruction"].numpy(), q @ ones, atol=1e-11)
+    best = states[q.argmax(1)]
+    assert [sorted(row[row >= 0].tolist()) for row in found["map_indices"]] == [
+        np.flatnonzero(s).tolist() for s in best
+    ]
+    free_energy = few.metrics(params, few.statistics(params, Batch(y), PLAIN))["free_energy"]
+    assert float(found["log_likelihood"].mean()) == pytest.approx(free_energy, rel=1e-12)
 
 
-def test_outputs_are_codes_alone():
+def test_sets_have_no_candidates_to_grow():
     y, params = problem(5)
-    model = model_of()
-    found, codes = model.infer(params, Batch(y), Wanted()), model.encode(params, Batch(y))
-    assert torch.equal(found["indices"], codes.indices) and torch.equal(found["values"], codes.values)
-    with pytest.raises(ModelError, match=r"outputs=\['map', 'reconstruction'\]: noisyor"):
-        model.infer(params, Batch(y), Wanted(outputs=("mean", "map", "reconstruction")))
-    with pytest.raises(ModelError, match="adaptive=2: noisyor"):
-        model.infer(params, Batch(y), Wanted(adaptive=2))
+    with pytest.raises(ModelError, match="adaptive=2 belongs to preselected states"):
+        model_of().infer(params, Batch(y), Wanted(adaptive=2))
 
 
 @pytest.mark.parametrize("seed", range(3))
