@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from ...models import Batch, Model, Params, Stage
 from ...models.factorization.denoising import denoise, psnr
+from ...models.pursuit import squared_errors
 from ...models.receptive import fit_field
 from ...models.recovery import recover
 from ...storage import ArtifactStore, Dataset, open_dataset
 from ...storage.ingest import GeneratedSource
 from ...storage.ingest.generated import TRUTH, draw
 from ...storage.ingest.images import SKLEARN, find_images, read_photo
+from ...storage.ingest.series import HELD_OUT, MARKS
 from ...workers.job import LearnJob
 from ..errors import PipelineError
 from ..fields import receptive_fields, usage_of_codes
@@ -31,6 +33,7 @@ from .recipe import Recipe
 
 BATCH = 4096
 NOISY_PICTURE, NOISE = "flower.jpg", 25.0
+ALARM = 0.99
 EXAMPLES = 12
 """Fields of each kind in the picture, the most used ones."""
 
@@ -282,11 +285,56 @@ def denoising(learned: Learned) -> Found:
     return Found({"psnr_noisy": before, "psnr": after}, said, {})
 
 
+# -- series: are the events seen? ------------------------------------------------------------------------------------
+
+
+def events(learned: Learned) -> Found:
+    """Are marked windows told from others that were not learned from? Both are scored by what their codes leave over,
+    ‖x - D a‖²; the peer is ‖x‖² itself. The alarm is the 99 % quantile of the windows learned from."""
+    held_out, marks = learned.data.side(HELD_OUT), learned.data.side(MARKS)
+    if held_out is None or marks is None or not 0 < marks.sum() < len(marks):
+        raise PipelineError(
+            f"{learned.data.uri} holds out no windows with and without events: make it with `sparsefleet ingest series "
+            "… --label COLUMN --learn 0.5`"
+        )
+    marked = marks.astype(bool)
+    rows = learned.data.read(0, learned.data.rows)
+    values: dict[str, float] = {"events": float(marked.sum()), "quiet": float((~marked).sum())}
+    scores = {"": (_left_over(learned, held_out), _left_over(learned, rows))}
+    scores["energy_"] = ((held_out**2).sum(1, dtype=np.float64), (rows**2).sum(1, dtype=np.float64))
+    for name, (found, usual) in scores.items():
+        alarm = found > np.quantile(usual, ALARM)
+        values[f"{name}auroc"] = auroc(found[marked], found[~marked])
+        values[f"{name}found"] = float(alarm[marked].mean())
+        values[f"{name}false_alarms"] = float(alarm[~marked].mean())
+    said = (
+        f"{values['found']:.1%} of {values['events']:.0f} windows with events found, {values['false_alarms']:.2%} of "
+        f"{values['quiet']:.0f} others called events, AUROC {values['auroc']:.4f} (energy alone: "
+        f"{values['energy_found']:.1%}, {values['energy_false_alarms']:.2%}, {values['energy_auroc']:.4f})"
+    )
+    return Found(values, said, {})
+
+
+def auroc(high: NDArray[Any], low: NDArray[Any]) -> float:
+    """The probability that one of `high` exceeds one of `low`; ties count half."""
+    ordered = np.sort(low)
+    wins = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
+    return float(wins.mean() / (2 * len(low)))
+
+
+def _left_over(learned: Learned, rows: NDArray[Any]) -> NDArray[np.float64]:
+    """[n] ‖x - D a‖²."""
+    x = torch.from_numpy(np.ascontiguousarray(rows)).to(learned.model.torch_dtype)
+    codes = learned.model.encode(learned.params, Batch(x))
+    return squared_errors(x.double(), torch.from_numpy(learned.atoms), codes).numpy()
+
+
 CHECKS: dict[str, Check] = {
     "metrics": metrics,
     "recovery": recovery,
     "fields": fields,
     "usage": usage,
     "denoising": denoising,
+    "events": events,
 }
 """One line a check."""
