@@ -17,6 +17,7 @@ from .iht import Step, iht
 from .lasso import Solver, lasso
 from .omp import batch_omp
 from .problem import Pursued, padded_to
+from .simultaneous import simultaneous_omp
 from .staged import Rule, staged
 from .threshold import threshold
 
@@ -27,6 +28,11 @@ class Coder(ABC):
 
     normalises: ClassVar[bool] = True
     """Whether atoms are brought to length one inside."""
+
+    @property
+    def together(self) -> int:
+        """How many consecutive rows are coded together: shards must hold whole groups of them."""
+        return 1
 
     @abstractmethod
     def width(self, dim: int, atoms: int) -> int:
@@ -97,6 +103,35 @@ class OMP(Stopped):
         """As `batch_omp`."""
         return batch_omp(
             *(x, atoms), nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, trust_gram=True, select=self.select
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SOMP(Stopped):
+    """Simultaneous OMP: consecutive rows share their atoms."""
+
+    group: int = 8
+    """Consecutive rows that share their atoms."""
+    norm: Literal["l1", "l2"] = "l2"
+    """Correlations of a group add by magnitude or by square."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group < 1:
+            raise ModelError(f"group={self.group}: at least one row makes a group")
+        if self.norm not in ("l1", "l2"):
+            raise ModelError(f"norm={self.norm!r}: choose l1 or l2")
+
+    @property
+    def together(self) -> int:
+        """The group."""
+        return self.group
+
+    def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
+        """As `simultaneous_omp`."""
+        del gram
+        return simultaneous_omp(
+            *(x, atoms), groups=self.group, nonzeros=self.nonzeros, error=self.allowed(x), norm=self.norm
         )
 
 
@@ -310,6 +345,7 @@ class Threshold(Greedy):
 
 CODERS: dict[str, type[Coder]] = {
     "omp": OMP,
+    "somp": SOMP,
     "nnomp": NNOMP,
     "gomp": GOMP,
     "stomp": StOMP,
