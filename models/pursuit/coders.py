@@ -45,6 +45,11 @@ class Coder(ABC):
         It is taken as it is: as `gram_matrix` forms it, once for many calls.
         """
 
+    def note(self, dim: int, atoms: int) -> str:
+        """What is said of the settings before the first code; empty if nothing."""
+        del dim, atoms
+        return ""
+
     def __call__(self, x: Tensor, atoms: Tensor, gram: Tensor | None = None) -> Pursued:
         """As `code`, always `width` columns."""
         found = self.code(x, atoms, gram)
@@ -65,6 +70,12 @@ class Greedy(Coder):
     def width(self, dim: int, atoms: int) -> int:
         """k, or what can be independent."""
         return min(self.nonzeros, dim, atoms)
+
+    def note(self, dim: int, atoms: int) -> str:
+        """What is said where fewer entries are given than asked for."""
+        most = self.width(dim, atoms)
+        cut = f"nonzeros={self.nonzeros} is more than {atoms} atoms of {dim} dimensions allow: {most} are used"
+        return cut if most < self.nonzeros else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +113,12 @@ class OMP(Stopped):
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `batch_omp`."""
         return batch_omp(
-            *(x, atoms), nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, trust_gram=True, select=self.select
+            *(x, atoms),
+            nonzeros=self.width(*atoms.shape),
+            error=self.allowed(x),
+            gram=gram,
+            trust_gram=True,
+            select=self.select,
         )
 
 
@@ -131,7 +147,7 @@ class SOMP(Stopped):
         """As `simultaneous_omp`."""
         del gram
         return simultaneous_omp(
-            *(x, atoms), groups=self.group, nonzeros=self.nonzeros, error=self.allowed(x), norm=self.norm
+            *(x, atoms), groups=self.group, nonzeros=self.width(*atoms.shape), error=self.allowed(x), norm=self.norm
         )
 
 
@@ -146,7 +162,7 @@ class Staged(Stopped):
         """As `staged`."""
         return staged(
             *(x, atoms, self.rule),
-            nonzeros=self.nonzeros,
+            nonzeros=self.width(*atoms.shape),
             error=self.allowed(x),
             gram=gram,
             trust_gram=True,
@@ -246,7 +262,12 @@ class IHT(Greedy):
         """As `iht`."""
         del gram
         return iht(
-            x, atoms, nonzeros=self.nonzeros, step=self.step, iterations=self.iterations, tolerance=self.tolerance
+            x,
+            atoms,
+            nonzeros=self.width(*atoms.shape),
+            step=self.step,
+            iterations=self.iterations,
+            tolerance=self.tolerance,
         )
 
 

@@ -36,12 +36,13 @@ def test_thresholding_keeps_what_other_greedy_coders_cannot():
 def test_what_is_said_of_the_atoms():
     params = {"W": torch.eye(4)}
     omp, lasso = (Given(atoms=4, coder=make_coder(name, {})) for name in ("omp", "lasso"))
-    assert omp.note(params) == "atoms of length 1"
+    assert Given(atoms=4, coder=make_coder("omp", {"nonzeros": 4})).note(params) == "atoms of length 1"
     params["W"][:, 0] *= 3
     assert "1 to 3, normalised inside" in omp.note(params)
     assert "used as they are" in lasso.note(params)
     params["W"][:, 1] = 0
     assert "1 are zero" in omp.note(params)
+    assert omp.note(params).endswith("; nonzeros=10 is more than 4 atoms of 4 dimensions allow: 4 are used")
 
 
 def test_an_error_relative_to_the_signal():
