@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...models import Batch, Model, Params, Stage
+from ...models import Batch, Codes, Model, Params, Stage
 from ...models.factorization.denoising import denoise, psnr
 from ...models.pursuit import squared_errors
 from ...models.receptive import fit_field
@@ -34,6 +34,7 @@ from .recipe import Recipe
 BATCH = 4096
 NOISY_PICTURE, NOISE = "flower.jpg", 25.0
 ALARM = 0.99
+CHILD = 0.15
 EXAMPLES = 12
 """Fields of each kind in the picture, the most used ones."""
 
@@ -329,6 +330,44 @@ def _left_over(learned: Learned, rows: NDArray[Any]) -> NDArray[np.float64]:
     return squared_errors(x.double(), torch.from_numpy(learned.atoms), codes).numpy()
 
 
+# -- features of features ------------------------------------------------------------------------------------------
+
+
+def hierarchy(learned: Learned) -> Found:
+    """How much of the rows, and of the features below, each level explains; that weights are not negative, and how
+    many features below a feature above is made for (weights of at least 15 % of its largest)."""
+    sizes: tuple[int, ...] = getattr(learned.model, "levels", ())
+    if not sizes:
+        raise PipelineError("the check 'hierarchy' needs model snmf with levels: --set model.levels=[50,20]")
+    found = usage_of_codes(learned.model, learned.params, learned.data)
+    x = learned.data.read(0, learned.data.rows)
+    codes = learned.model.encode(learned.params, Batch(torch.from_numpy(x).to(learned.model.torch_dtype)))
+    atoms = learned.params["atoms"].double()
+    values = _usage_values(found) | {"share": float((atoms != 0).double().mean(1).max())}
+    values["relative_error"] = _relative(x, atoms.T, codes)
+    said = [f"{len(atoms)} features: error {values['relative_error']:.3f}"]
+    # Levels are made from the features below times √Σg², their use.
+    use = Codes(codes.indices, codes.values.double().square()).dense(len(atoms)).sum(0).sqrt()
+    mixed, length = torch.eye(len(atoms), dtype=torch.float64), torch.ones(len(atoms), dtype=torch.float64)
+    for level, size in enumerate(sizes, start=1):
+        upper, weights = (learned.params[f"level{level}/{n}"].double() for n in ("atoms", "weights"))
+        mixed = (mixed / length.clamp(min=1e-300)) @ weights
+        length = torch.linalg.vector_norm(weights, dim=0)
+        children = float((weights >= CHILD * weights.amax(0).clamp(min=1e-300)).sum(0).double().mean())
+        error = _relative(x, ((mixed @ upper) / use.clamp(min=1e-300)[:, None]).T, codes)
+        values |= {f"level{level}_error": error, f"level{level}_children": children}
+        values[f"level{level}_least_weight"] = float(weights.min())
+        said.append(f"{size} above: error {error:.3f}, each made for {children:.1f} of those below")
+    return Found(values, "; ".join(said), {})
+
+
+def _relative(rows: NDArray[Any], atoms: torch.Tensor, codes: Codes) -> float:
+    """√(Σ‖x - D a‖² / Σ‖x‖²) for atoms D [D, H]."""
+    x = torch.from_numpy(rows).double()
+    wide = Codes(codes.indices, codes.values.double())
+    return float((squared_errors(x, atoms, wide).sum() / x.square().sum().clamp(min=1e-300)).sqrt())
+
+
 CHECKS: dict[str, Check] = {
     "metrics": metrics,
     "recovery": recovery,
@@ -336,5 +375,6 @@ CHECKS: dict[str, Check] = {
     "usage": usage,
     "denoising": denoising,
     "events": events,
+    "hierarchy": hierarchy,
 }
 """One line a check."""

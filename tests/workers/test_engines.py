@@ -220,9 +220,9 @@ def test_coders_write_the_same_codes(make_data, tmp_path, engine):
 @pytest.mark.parametrize("model", ["ksvd", "online"])
 def test_factorizations_give_the_same_atoms(make_data, tmp_path, engine, model):
     data = make_data()
-    # Twins and an atom that nothing looks like: they are replaced, by the same rows on every engine.
+    # Most atoms are the same one: they are replaced, by the same rows on every engine.
     start = np.random.default_rng(5).normal(size=(24, open_dataset(data).dim))
-    start[12:] = start[:12]
+    start[4:] = start[3]
     np.savez(tmp_path / "start.npz", atoms=start)
     job = {
         "data": data,
@@ -232,14 +232,14 @@ def test_factorizations_give_the_same_atoms(make_data, tmp_path, engine, model):
         "dtype": "float64",
         "batch_rows": 250,
         "init": str(tmp_path / "start.npz"),
-        "settings": {"coder": "omp", "nonzeros": 3},
+        "settings": {"coder": "omp", "nonzeros": 1},
     }
     found = {}
     for name in ("local", engine):
         workers = {} if name == "local" else {"workers": 2, "threads": 1}
         *_, last = run("learn", LearnJob.parse({**job, "engine": name, "store": str(tmp_path / name), **workers}))
         found[name] = ArtifactStore(str(tmp_path / name)).run(last.run_id).latest()
-    replaced = [found[name].history["replaced"] for name in found]
+    replaced = [list(found[name].history["replaced"]) for name in found]
     assert sum(replaced[0]) >= 3 and replaced[0] == replaced[1]
     assert distance(found["local"].arrays, found[engine].arrays) <= 1e-10
 
