@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...models import Batch, Codes, Model, Params, Stage
 from ...models.factorization.denoising import denoise, psnr
+from ...models.factorization.nonnegative import as_codes, nonnegative_codes
 from ...models.pursuit import squared_errors
 from ...models.receptive import fit_field
 from ...models.recovery import recover
@@ -334,8 +335,8 @@ def _left_over(learned: Learned, rows: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def hierarchy(learned: Learned) -> Found:
-    """How much of the rows, and of the features below, each level explains; that weights are not negative, and how
-    many features below a feature above is made for (weights of at least 15 % of its largest)."""
+    """How much each level's features explain alone of the rows, and together with all weights of the lowest features;
+    the least weight, and for how many features below one above is made (weights of at least 15 % of its largest)."""
     sizes: tuple[int, ...] = getattr(learned.model, "levels", ())
     if not sizes:
         raise PipelineError("the check 'hierarchy' needs model snmf with levels: --set model.levels=[50,20]")
@@ -348,16 +349,24 @@ def hierarchy(learned: Learned) -> Found:
     said = [f"{len(atoms)} features: error {values['relative_error']:.3f}"]
     # Levels are made from the features below times √Σg², their use.
     use = Codes(codes.indices, codes.values.double().square()).dense(len(atoms)).sum(0).sqrt()
+    below = atoms * use[:, None]
     mixed, length = torch.eye(len(atoms), dtype=torch.float64), torch.ones(len(atoms), dtype=torch.float64)
     for level, size in enumerate(sizes, start=1):
         upper, weights = (learned.params[f"level{level}/{n}"].double() for n in ("atoms", "weights"))
         mixed = (mixed / length.clamp(min=1e-300)) @ weights
         length = torch.linalg.vector_norm(weights, dim=0)
         children = float((weights >= CHILD * weights.amax(0).clamp(min=1e-300)).sum(0).double().mean())
-        error = _relative(x, ((mixed @ upper) / use.clamp(min=1e-300)[:, None]).T, codes)
-        values |= {f"level{level}_error": error, f"level{level}_children": children}
-        values[f"level{level}_least_weight"] = float(weights.min())
-        said.append(f"{size} above: error {error:.3f}, each made for {children:.1f} of those below")
+        alone = as_codes(nonnegative_codes(torch.from_numpy(x), upper))
+        values |= {
+            f"level{level}_error": _relative(x, upper.T, alone),
+            f"level{level}_features_error": float((below - mixed @ upper).norm() / below.norm().clamp(min=1e-300)),
+            f"level{level}_children": children,
+            f"level{level}_least_weight": float(weights.min()),
+        }
+        said.append(
+            f"{size} above: error {values[f'level{level}_error']:.3f} alone, of the features "
+            f"{values[f'level{level}_features_error']:.3f}, each made for {children:.1f} of those below"
+        )
     return Found(values, "; ".join(said), {})
 
 
