@@ -13,7 +13,7 @@ import click
 
 SECTIONS = {
     "Work": {
-        "ingest": "Turn photographs, arrays or sounds into a data set.",
+        "ingest": "Turn photographs, arrays, sounds or series into a data set.",
         "learn": "Learn a dictionary from a data set and publish a version of it.",
         "encode": "Compute sparse codes of a data set under a dictionary.",
         "denoise": "Take noise from a photograph, or fill its missing pixels.",

@@ -106,7 +106,7 @@ def denoise(params: DenoiseJob) -> DenoiseResult:
 @flow(name="ingest", flow_run_name=lambda: name_of("ingest"))
 @cancellable
 def ingest(params: IngestJob) -> IngestResult:
-    """Turn photographs, arrays or sounds into a data set, or draw one from a model."""
+    """Turn photographs, arrays, sounds or series into a data set, or draw one from a model."""
     with page(f"data set {os.path.basename(params.out)}", lambda _: {}) as shown:
         result = read_sources(params, shown)
         report_data(result, shown)

@@ -14,7 +14,7 @@ from .paths import absolute
 from .reporter import Reporter, silent
 
 if TYPE_CHECKING:
-    from ..storage.ingest import ArraysSource, GeneratedSource, ImagesSource, IngestJob, SoundsSource
+    from ..storage.ingest import ArraysSource, GeneratedSource, ImagesSource, IngestJob, SeriesSource, SoundsSource
 
 DRY_ROWS = 1000
 
@@ -64,6 +64,8 @@ def dry_run(job: IngestJob) -> dict[str, Any]:
     job = absolute(job)
     if job.kind == "arrays":
         return _try_arrays(job)
+    if job.kind == "series":
+        return _try_series(job)
     return _try_sounds(job) if job.kind == "sounds" else _try_drawn(job)
 
 
@@ -86,6 +88,17 @@ def _try_sounds(job: SoundsSource) -> dict[str, Any]:
     block = windows.block(Shard(0, 0, min(windows.rows, DRY_ROWS)))
     layout = {"rows": windows.rows, "dim": job.window, "dtype": "float32", "bytes": windows.rows * job.window * 4}
     return layout | {"trial_rows": len(block), "mean": float(block.mean()), "std": float(block.std())}
+
+
+def _try_series(job: SeriesSource) -> dict[str, Any]:
+    from ..storage.ingest.series import SUFFIXES, read_series, windows
+    from ..storage.ingest.sources import find_files
+
+    readings = read_series(find_files(job.sources, SUFFIXES, "tables"), job)
+    rows, held_out, marks = windows(readings, job)
+    layout = {"rows": len(rows), "dim": rows.shape[1], "dtype": "float32", "bytes": rows.nbytes}
+    found = {"channels": ", ".join(readings.channels), "held_out": len(held_out), "marked": int(marks.sum())}
+    return layout | found | {"mean": float(rows.mean()), "std": float(rows.std())}
 
 
 def _try_arrays(job: ArraysSource) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .errors import BadData, NotFound, StorageError, StoreConflict
 if TYPE_CHECKING:
     from .artifacts import ArtifactStore
     from .datasets import Dataset, DatasetWriter, Shard, choose_layout, create_dataset, open_dataset, open_writer
-    from .ingest import ArraysSource, GeneratedSource, ImagesSource, SoundsSource
+    from .ingest import ArraysSource, GeneratedSource, ImagesSource, SeriesSource, SoundsSource
     from .locations import Location, locate
 
 # Imported when first asked for: zarr, obstore and icechunk take most of a second to load.
@@ -24,6 +24,7 @@ LAZY = {
     "GeneratedSource": ".ingest",
     "ImagesSource": ".ingest",
     "Location": ".locations",
+    "SeriesSource": ".ingest",
     "Shard": ".datasets",
     "SoundsSource": ".ingest",
     "choose_layout": ".datasets",
@@ -43,6 +44,7 @@ __all__ = [
     "ImagesSource",
     "Location",
     "NotFound",
+    "SeriesSource",
     "Shard",
     "SoundsSource",
     "StorageError",

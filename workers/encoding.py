@@ -30,6 +30,8 @@ class ShardEncoder:
         self.note = f"; {self._model.note(self._params)}" if isinstance(self._model, Given) else ""
         self._arrays = self._model.encode_arrays
         check_fits(dictionary, data)
+        self._together = self._model.coder.together if isinstance(self._model, Given) else 1
+        check_groups(self._together, data)
         self._trial = self._encode(np.zeros((1, sum(widths(data, self._arrays))), dtype=np.float32))
 
     def create(self) -> None:
@@ -64,7 +66,7 @@ class ShardEncoder:
 
     def encode_shard(self, writer: DatasetWriter, shard: Shard) -> int:
         """Encode one shard and write it; returns how many entries its codes have."""
-        step = self._job.batch_rows
+        step = max(self._together, self._job.batch_rows - self._job.batch_rows % self._together)
         parts = [
             self._encode(read_columns(self._data, self._arrays, start, min(start + step, shard.stop)))
             for start in range(shard.start, shard.stop, step)
@@ -91,6 +93,15 @@ def check_fits(dictionary: Dictionary, data: Dataset) -> None:
             f"dictionary {dictionary.ref} is for rows of {dim} dimensions, but data set {data.uri!r} has {found}"
         )
     check_complete(data, dictionary.model)
+
+
+def check_groups(together: int, data: Dataset) -> None:
+    """JobError where rows that are coded together would lie in two shards."""
+    if data.shard_rows % together and data.shard_rows < data.rows:
+        raise JobError(
+            f"coder.group={together}: shards of {data.shard_rows:,} rows are not whole groups; make the data set with "
+            f"--shard-rows {max(1, data.shard_rows // together) * together}"
+        )
 
 
 def check_complete(data: Dataset, model: Model) -> None:

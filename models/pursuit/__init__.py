@@ -6,6 +6,7 @@ from .iht import iht
 from .lasso import lasso
 from .omp import batch_omp
 from .problem import Pursued, Status, gram_matrix, reconstruct, squared_errors
+from .simultaneous import simultaneous_omp
 from .staged import staged
 from .threshold import threshold
 
@@ -22,6 +23,7 @@ __all__ = [
     "load_coder_class",
     "make_coder",
     "reconstruct",
+    "simultaneous_omp",
     "squared_errors",
     "staged",
     "threshold",

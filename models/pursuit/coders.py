@@ -17,6 +17,7 @@ from .iht import Step, iht
 from .lasso import Solver, lasso
 from .omp import batch_omp
 from .problem import Pursued, padded_to
+from .simultaneous import simultaneous_omp
 from .staged import Rule, staged
 from .threshold import threshold
 
@@ -28,6 +29,11 @@ class Coder(ABC):
     normalises: ClassVar[bool] = True
     """Whether atoms are brought to length one inside."""
 
+    @property
+    def together(self) -> int:
+        """How many consecutive rows are coded together: shards must hold whole groups of them."""
+        return 1
+
     @abstractmethod
     def width(self, dim: int, atoms: int) -> int:
         """Columns of the codes under a dictionary [dim, atoms]."""
@@ -38,6 +44,11 @@ class Coder(ABC):
 
         It is taken as it is: as `gram_matrix` forms it, once for many calls.
         """
+
+    def note(self, dim: int, atoms: int) -> str:
+        """What is said of the settings before the first code; empty if nothing."""
+        del dim, atoms
+        return ""
 
     def __call__(self, x: Tensor, atoms: Tensor, gram: Tensor | None = None) -> Pursued:
         """As `code`, always `width` columns."""
@@ -59,6 +70,12 @@ class Greedy(Coder):
     def width(self, dim: int, atoms: int) -> int:
         """k, or what can be independent."""
         return min(self.nonzeros, dim, atoms)
+
+    def note(self, dim: int, atoms: int) -> str:
+        """What is said where fewer entries are given than asked for."""
+        most = self.width(dim, atoms)
+        cut = f"nonzeros={self.nonzeros} is more than {atoms} atoms of {dim} dimensions allow: {most} are used"
+        return cut if most < self.nonzeros else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +113,41 @@ class OMP(Stopped):
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `batch_omp`."""
         return batch_omp(
-            *(x, atoms), nonzeros=self.nonzeros, error=self.allowed(x), gram=gram, trust_gram=True, select=self.select
+            *(x, atoms),
+            nonzeros=self.width(*atoms.shape),
+            error=self.allowed(x),
+            gram=gram,
+            trust_gram=True,
+            select=self.select,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SOMP(Stopped):
+    """Simultaneous OMP: consecutive rows share their atoms."""
+
+    group: int = 8
+    """Consecutive rows that share their atoms."""
+    norm: Literal["l1", "l2"] = "l2"
+    """Correlations of a group add by magnitude or by square."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group < 1:
+            raise ModelError(f"group={self.group}: at least one row makes a group")
+        if self.norm not in ("l1", "l2"):
+            raise ModelError(f"norm={self.norm!r}: choose l1 or l2")
+
+    @property
+    def together(self) -> int:
+        """The group."""
+        return self.group
+
+    def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
+        """As `simultaneous_omp`."""
+        del gram
+        return simultaneous_omp(
+            *(x, atoms), groups=self.group, nonzeros=self.width(*atoms.shape), error=self.allowed(x), norm=self.norm
         )
 
 
@@ -111,7 +162,7 @@ class Staged(Stopped):
         """As `staged`."""
         return staged(
             *(x, atoms, self.rule),
-            nonzeros=self.nonzeros,
+            nonzeros=self.width(*atoms.shape),
             error=self.allowed(x),
             gram=gram,
             trust_gram=True,
@@ -211,7 +262,12 @@ class IHT(Greedy):
         """As `iht`."""
         del gram
         return iht(
-            x, atoms, nonzeros=self.nonzeros, step=self.step, iterations=self.iterations, tolerance=self.tolerance
+            x,
+            atoms,
+            nonzeros=self.width(*atoms.shape),
+            step=self.step,
+            iterations=self.iterations,
+            tolerance=self.tolerance,
         )
 
 
@@ -310,6 +366,7 @@ class Threshold(Greedy):
 
 CODERS: dict[str, type[Coder]] = {
     "omp": OMP,
+    "somp": SOMP,
     "nnomp": NNOMP,
     "gomp": GOMP,
     "stomp": StOMP,

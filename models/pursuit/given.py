@@ -35,7 +35,11 @@ class Given(Model):
 
     def note(self, params: Params) -> str:
         """What is said of the atoms before the first code: greedy coders normalise them, the others do not."""
-        norms = torch.linalg.vector_norm(params[ATOMS], dim=0)
+        more = self.coder.note(*params[ATOMS].shape)
+        return self._lengths(params[ATOMS]) + (f"; {more}" if more else "")
+
+    def _lengths(self, atoms: Tensor) -> str:
+        norms = torch.linalg.vector_norm(atoms, dim=0)
         least, most = float(norms.min()), float(norms.max())
         if abs(least - 1) <= 1e-3 and abs(most - 1) <= 1e-3:
             return "atoms of length 1"

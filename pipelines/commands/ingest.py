@@ -1,4 +1,4 @@
-"""`sparsefleet ingest images|arrays|sounds|generated`."""
+"""`sparsefleet ingest images|arrays|sounds|series|generated`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...storage.ingest import ArraysSource, GeneratedSource, ImagesSource, IngestJob, SoundsSource
+from ...storage.ingest import ArraysSource, GeneratedSource, ImagesSource, IngestJob, SeriesSource, SoundsSource
 from ..console import JSON, duration, emit, pairs, say, size
 from ..flags import job_flags, read_job
 from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
@@ -16,7 +16,7 @@ SOURCES = click.argument("sources", nargs=-1, metavar="SOURCE...")
 
 @click.group()
 def command() -> None:
-    """Turn photographs, arrays or sounds into a data set: rows in shards, checked and described.
+    """Turn photographs, arrays, sounds or series into a data set: rows in shards, checked and described.
 
     A data set that was interrupted is continued by the same command.
     """
@@ -75,6 +75,23 @@ def sounds(**given: Any) -> None:
 
 
 @command.command()
+@SOURCES
+@job_flags(SeriesSource, skip=("kind", "sources"))
+@DRY_RUN
+@FLOW
+@SUBMIT
+@JSON
+def series(**given: Any) -> None:
+    """Cut windows out of tables of measurements (.csv), the channels of several sensors side by side.
+
+    \b
+    Example:
+      sparsefleet ingest series readings.csv --columns humidity --columns temperature --key sensor --out data/w.zarr
+    """
+    _ingest(SeriesSource, given)
+
+
+@command.command()
 @job_flags(GeneratedSource, skip=("kind",))
 @DRY_RUN
 @FLOW
@@ -92,7 +109,8 @@ def generated(**given: Any) -> None:
 
 
 def _ingest(
-    cls: type[ImagesSource] | type[ArraysSource] | type[SoundsSource] | type[GeneratedSource], given: dict[str, Any]
+    cls: type[ImagesSource] | type[ArraysSource] | type[SoundsSource] | type[SeriesSource] | type[GeneratedSource],
+    given: dict[str, Any],
 ) -> None:
     job = read_job(cls, given)
     if handed_on(job, given):

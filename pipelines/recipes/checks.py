@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...models import Batch, Model, Params, Stage
+from ...models import Batch, Codes, Model, Params, Stage
 from ...models.factorization.denoising import denoise, psnr
+from ...models.factorization.nonnegative import as_codes, nonnegative_codes
+from ...models.pursuit import squared_errors
 from ...models.receptive import fit_field
 from ...models.recovery import recover
 from ...storage import ArtifactStore, Dataset, open_dataset
 from ...storage.ingest import GeneratedSource
 from ...storage.ingest.generated import TRUTH, draw
 from ...storage.ingest.images import SKLEARN, find_images, read_photo
+from ...storage.ingest.series import HELD_OUT, MARKS
 from ...workers.job import LearnJob
 from ..errors import PipelineError
 from ..fields import receptive_fields, usage_of_codes
@@ -31,6 +34,8 @@ from .recipe import Recipe
 
 BATCH = 4096
 NOISY_PICTURE, NOISE = "flower.jpg", 25.0
+ALARM = 0.99
+CHILD = 0.15
 EXAMPLES = 12
 """Fields of each kind in the picture, the most used ones."""
 
@@ -282,11 +287,103 @@ def denoising(learned: Learned) -> Found:
     return Found({"psnr_noisy": before, "psnr": after}, said, {})
 
 
+# -- series: are the events seen? ------------------------------------------------------------------------------------
+
+
+def events(learned: Learned) -> Found:
+    """Are marked windows told from others that were not learned from? Both are scored by what their codes leave over,
+    ‖x - D a‖²; the peer is ‖x‖² itself. The alarm is the 99 % quantile of the windows learned from."""
+    held_out, marks = learned.data.side(HELD_OUT), learned.data.side(MARKS)
+    if held_out is None or marks is None or not 0 < marks.sum() < len(marks):
+        raise PipelineError(
+            f"{learned.data.uri} holds out no windows with and without events: make it with `sparsefleet ingest series "
+            "… --label COLUMN --learn 0.5`"
+        )
+    marked = marks.astype(bool)
+    rows = learned.data.read(0, learned.data.rows)
+    values: dict[str, float] = {"events": float(marked.sum()), "quiet": float((~marked).sum())}
+    scores = {"": (_left_over(learned, held_out), _left_over(learned, rows))}
+    scores["energy_"] = ((held_out**2).sum(1, dtype=np.float64), (rows**2).sum(1, dtype=np.float64))
+    for name, (found, usual) in scores.items():
+        alarm = found > np.quantile(usual, ALARM)
+        values[f"{name}auroc"] = auroc(found[marked], found[~marked])
+        values[f"{name}found"] = float(alarm[marked].mean())
+        values[f"{name}false_alarms"] = float(alarm[~marked].mean())
+    said = (
+        f"{values['found']:.1%} of {values['events']:.0f} windows with events found, {values['false_alarms']:.2%} of "
+        f"{values['quiet']:.0f} others called events, AUROC {values['auroc']:.4f} (energy alone: "
+        f"{values['energy_found']:.1%}, {values['energy_false_alarms']:.2%}, {values['energy_auroc']:.4f})"
+    )
+    return Found(values, said, {})
+
+
+def auroc(high: NDArray[Any], low: NDArray[Any]) -> float:
+    """The probability that one of `high` exceeds one of `low`; ties count half."""
+    ordered = np.sort(low)
+    wins = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
+    return float(wins.mean() / (2 * len(low)))
+
+
+def _left_over(learned: Learned, rows: NDArray[Any]) -> NDArray[np.float64]:
+    """[n] ‖x - D a‖²."""
+    x = torch.from_numpy(np.ascontiguousarray(rows)).to(learned.model.torch_dtype)
+    codes = learned.model.encode(learned.params, Batch(x))
+    return squared_errors(x.double(), torch.from_numpy(learned.atoms), codes).numpy()
+
+
+# -- features of features ------------------------------------------------------------------------------------------
+
+
+def hierarchy(learned: Learned) -> Found:
+    """How much each level's features explain alone of the rows, and together with all weights of the lowest features;
+    the least weight, and for how many features below one above is made (weights of at least 15 % of its largest)."""
+    sizes: tuple[int, ...] = getattr(learned.model, "levels", ())
+    if not sizes:
+        raise PipelineError("the check 'hierarchy' needs model snmf with levels: --set model.levels=[50,20]")
+    found = usage_of_codes(learned.model, learned.params, learned.data)
+    x = learned.data.read(0, learned.data.rows)
+    codes = learned.model.encode(learned.params, Batch(torch.from_numpy(x).to(learned.model.torch_dtype)))
+    atoms = learned.params["atoms"].double()
+    values = _usage_values(found) | {"share": float((atoms != 0).double().mean(1).max())}
+    values["relative_error"] = _relative(x, atoms.T, codes)
+    said = [f"{len(atoms)} features: error {values['relative_error']:.3f}"]
+    # Levels are made from the features below times √Σg², their use.
+    use = Codes(codes.indices, codes.values.double().square()).dense(len(atoms)).sum(0).sqrt()
+    below = atoms * use[:, None]
+    mixed, length = torch.eye(len(atoms), dtype=torch.float64), torch.ones(len(atoms), dtype=torch.float64)
+    for level, size in enumerate(sizes, start=1):
+        upper, weights = (learned.params[f"level{level}/{n}"].double() for n in ("atoms", "weights"))
+        mixed = (mixed / length.clamp(min=1e-300)) @ weights
+        length = torch.linalg.vector_norm(weights, dim=0)
+        children = float((weights >= CHILD * weights.amax(0).clamp(min=1e-300)).sum(0).double().mean())
+        alone = as_codes(nonnegative_codes(torch.from_numpy(x), upper))
+        values |= {
+            f"level{level}_error": _relative(x, upper.T, alone),
+            f"level{level}_features_error": float((below - mixed @ upper).norm() / below.norm().clamp(min=1e-300)),
+            f"level{level}_children": children,
+            f"level{level}_least_weight": float(weights.min()),
+        }
+        said.append(
+            f"{size} above: error {values[f'level{level}_error']:.3f} alone, of the features "
+            f"{values[f'level{level}_features_error']:.3f}, each made for {children:.1f} of those below"
+        )
+    return Found(values, "; ".join(said), {})
+
+
+def _relative(rows: NDArray[Any], atoms: torch.Tensor, codes: Codes) -> float:
+    """√(Σ‖x - D a‖² / Σ‖x‖²) for atoms D [D, H]."""
+    x = torch.from_numpy(rows).double()
+    wide = Codes(codes.indices, codes.values.double())
+    return float((squared_errors(x, atoms, wide).sum() / x.square().sum().clamp(min=1e-300)).sqrt())
+
+
 CHECKS: dict[str, Check] = {
     "metrics": metrics,
     "recovery": recovery,
     "fields": fields,
     "usage": usage,
     "denoising": denoising,
+    "events": events,
+    "hierarchy": hierarchy,
 }
 """One line a check."""

@@ -13,6 +13,7 @@ from .arrays import ArraysSource, ingest_arrays
 from .build import Progress
 from .generated import GeneratedSource, ingest_generated
 from .images import ImagesSource, ingest_images
+from .series import SeriesSource, ingest_series
 from .sounds import SoundsSource, ingest_sounds
 
 __all__ = [
@@ -22,11 +23,14 @@ __all__ = [
     "ImagesSource",
     "IngestJob",
     "Progress",
+    "SeriesSource",
     "SoundsSource",
     "ingest",
 ]
 
-IngestJob = Annotated[ImagesSource | ArraysSource | SoundsSource | GeneratedSource, Field(discriminator="kind")]
+IngestJob = Annotated[
+    ImagesSource | ArraysSource | SoundsSource | SeriesSource | GeneratedSource, Field(discriminator="kind")
+]
 """Any ingest, told apart by `kind`: the type for a job in a file or a form."""
 
 
@@ -41,6 +45,7 @@ INGESTS = {
     "images": Ingest(ImagesSource, ingest_images),
     "arrays": Ingest(ArraysSource, ingest_arrays),
     "sounds": Ingest(SoundsSource, ingest_sounds),
+    "series": Ingest(SeriesSource, ingest_series),
     "generated": Ingest(GeneratedSource, ingest_generated),
 }
 """One line a kind."""

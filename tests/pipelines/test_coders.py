@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sparsefleet.models.pursuit import CODERS
 from sparsefleet.pipelines import submitting
-from sparsefleet.storage import open_dataset
+from sparsefleet.storage import ArraysSource, open_dataset
+from sparsefleet.storage.ingest import ingest
 from sparsefleet.workers import EncodeJob, JobError
 
 
@@ -71,6 +72,60 @@ def test_the_coders_are_listed(sparsefleet):
     shown = sparsefleet("coders", "omp")
     assert "--set coder.nonzeros" in shown.out and "k, most entries" in shown.out
     assert {s["name"] for s in sparsefleet("coders", "elasticnet", "--json").json["settings"]} >= {"ridge", "penalty"}
+
+
+@pytest.fixture
+def odd():
+    """Rows of which five are zero; dictionaries of nine atoms in six dimensions with odd lengths, of low rank, zero."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6)).astype(np.float32)
+    x[:5] = 0
+    np.save("rows.npy", x)
+    np.save("zero.npy", x * 0)
+    ingest(ArraysSource(sources=["rows.npy"], out="rows.zarr"))
+    ingest(ArraysSource(sources=["zero.npy"], out="zero.zarr"))
+    odd = rng.normal(size=(6, 9)) * np.linspace(0.1, 10, 9)
+    odd[:, 3] = 0
+    low = rng.normal(size=(6, 2)) @ rng.normal(size=(2, 9))
+    for name, atoms in {"odd": odd, "low": low, "none": odd * 0}.items():
+        np.savez(f"{name}.npz", W=atoms.astype(np.float32))
+
+
+@pytest.mark.parametrize("coder", ["omp", "somp", "nnomp", "gomp", "iht", "lasso", "elasticnet", "threshold"])
+def test_odd_dictionaries_and_zero_rows(sparsefleet, odd, coder, recwarn):
+    settings = [] if coder in ("lasso", "elasticnet") else ["--set", "coder.nonzeros=50"]
+    for name in ("odd", "low", "none"):
+        asked = ["encode", "--data", "rows.zarr", "--dictionary", f"{name}.npz", "--coder", coder, *settings]
+        answer = sparsefleet(
+            *asked, "--set", "coder.group=2" if coder == "somp" else "keep=9", "--out", f"{name}.zarr", "--json"
+        )
+        assert answer.code == 0, answer.err
+        codes = open_dataset(f"{name}.zarr")
+        indices, values = codes.read(0, 60, "indices"), codes.read(0, 60, "values")
+        assert np.isfinite(values).all() and ((indices < 0) == (values == 0)).all()
+        assert (indices[:5] == -1).all(), "a zero row has an empty code"
+        assert not (indices == 3).any() or name == "low", "a zero atom is never chosen"
+        if name == "odd":
+            assert "1 are zero" in answer.err and ("normalised inside" in answer.err) == CODERS[coder].normalises
+        if settings and coder != "threshold":
+            assert "nonzeros=50 is more than 9 atoms of 6 dimensions allow: 6 are used" in answer.err
+        if name == "low" and coder in ("omp", "somp", "nnomp"):
+            assert (indices >= 0).sum(1).max() <= 2
+        if coder != "threshold":
+            assert answer.json["metrics"]["relative_error"] <= 1
+    assert not [w for w in recwarn if "independent" in str(w.message)]
+    asked = ["encode", "--data", "zero.zarr", "--dictionary", "odd.npz", "--coder", coder, "--out", "z.zarr", "--json"]
+    assert sparsefleet(*asked).json["metrics"]["entries_per_row"] == 0
+
+
+def test_rows_that_are_coded_together_are_not_cut(sparsefleet, odd):
+    ingest(ArraysSource(sources=["rows.npy"], out="cut.zarr", shard_rows=25))
+    asked = ["encode", "--dictionary", "odd.npz", "--coder", "somp", "--set", "coder.nonzeros=3", "--set"]
+    answer = sparsefleet(*asked, "coder.group=10", "--data", "cut.zarr", "--out", "c.zarr")
+    assert answer.code == 2 and "--shard-rows 20" in answer.err
+    assert sparsefleet(*asked, "coder.group=5", "--data", "cut.zarr", "--out", "c.zarr", "--batch-rows", "7").code == 0
+    first = open_dataset("c.zarr").read(5, 60, "indices").reshape(11, 5, 3)
+    assert (first == first[:, :1]).all()
 
 
 BAD = {

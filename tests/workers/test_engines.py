@@ -197,6 +197,53 @@ def test_encode_writes_the_same_codes(make_data, tmp_path, engine):
     assert (codes["local"][0] >= 0).any(1).mean() > 0.5
 
 
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+def test_coders_write_the_same_codes(make_data, tmp_path, engine):
+    data = make_data()
+    np.savez(tmp_path / "d.npz", W=np.random.default_rng(3).normal(size=(open_dataset(data).dim, 40)))
+    codes: dict[str, list[np.ndarray]] = {}
+    for name in ("local", engine):
+        workers = {} if name == "local" else {"workers": 2, "threads": 1}
+        out = str(tmp_path / f"codes-{name}.zarr")
+        fixed = {"data": data, "dictionary": str(tmp_path / "d.npz"), "out": out, "batch_rows": 150}
+        coder = {"coder": "omp", "coder_settings": {"nonzeros": 5}}
+        *_, last = run("encode", EncodeJob.parse({**fixed, **coder, "engine": name, **workers}))
+        assert last.metrics["entries_per_row"] == 5 and last.metrics["relative_error"] < 1
+        codes[name] = [open_dataset(out).read(0, 2000, array=a) for a in ("indices", "values")]
+    for here, there in zip(codes["local"], codes[engine], strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+@e2e
+@pytest.mark.parametrize("engine", GROUPS)
+@pytest.mark.parametrize("model", ["ksvd", "online"])
+def test_factorizations_give_the_same_atoms(make_data, tmp_path, engine, model):
+    data = make_data()
+    # Most atoms are the same one: they are replaced, by the same rows on every engine.
+    start = np.random.default_rng(5).normal(size=(24, open_dataset(data).dim))
+    start[4:] = start[3]
+    np.savez(tmp_path / "start.npz", atoms=start)
+    job = {
+        "data": data,
+        "model": model,
+        "atoms": 24,
+        "passes": 8,
+        "dtype": "float64",
+        "batch_rows": 250,
+        "init": str(tmp_path / "start.npz"),
+        "settings": {"coder": "omp", "nonzeros": 1},
+    }
+    found = {}
+    for name in ("local", engine):
+        workers = {} if name == "local" else {"workers": 2, "threads": 1}
+        *_, last = run("learn", LearnJob.parse({**job, "engine": name, "store": str(tmp_path / name), **workers}))
+        found[name] = ArtifactStore(str(tmp_path / name)).run(last.run_id).latest()
+    replaced = [list(found[name].history["replaced"]) for name in found]
+    assert sum(replaced[0]) >= 3 and replaced[0] == replaced[1]
+    assert distance(found["local"].arrays, found[engine].arrays) <= 1e-10
+
+
 def test_the_same_job_again_continues(make_data, tmp_path, own):
     job = {"data": make_data(), "model": "own_mean:Mean", "atoms": 3, "passes": 30, "module_path": own}
     job["commit_seconds"] = 0

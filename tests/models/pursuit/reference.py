@@ -22,6 +22,19 @@ def omp(x: Array, atoms: Array, nonzeros: int, select: str = "omp") -> tuple[lis
     return support, values
 
 
+def somp(x: Array, atoms: Array, nonzeros: int, power: int) -> tuple[list[int], Array]:
+    """Simultaneous OMP of one group x [n, D] by least squares from scratch in every step: support, values [n, k]."""
+    support: list[int] = []
+    values = np.zeros((len(x), 0), dtype=atoms.dtype)
+    for _ in range(nonzeros):
+        residual = x - values @ atoms[:, support].T
+        score = (np.abs(residual @ atoms.conj()) ** power).sum(0)
+        score[support] = -1
+        support.append(int(score.argmax()))
+        values = np.linalg.lstsq(atoms[:, support], x.T, rcond=None)[0].T
+    return support, values
+
+
 def error(x: Array, atoms: Array) -> float:
     """Squared distance of x to the span of the atoms."""
     values = np.linalg.lstsq(atoms, x, rcond=None)[0]

@@ -18,9 +18,10 @@ def test_every_coder_encodes_under_a_given_dictionary(name, dtype):
     assert codes.indices.dtype == torch.int32 and codes.values.dtype == model.torch_dtype
     again = model.encode(params, Batch(x))
     torch.testing.assert_close(codes.dense(20), again.dense(20), atol=1e-4, rtol=0)
-    # A row's code does not depend on the rows beside it.
-    one = model.encode(model.prepare(params), Batch(x[7:8]))
-    torch.testing.assert_close(one.dense(20), codes.dense(20)[7:8], atol=1e-4, rtol=0)
+    # A row's code, or that of a group, does not depend on the rows beside it.
+    some = slice(model.coder.together, 2 * model.coder.together)
+    one = model.encode(model.prepare(params), Batch(x[some]))
+    torch.testing.assert_close(one.dense(20), codes.dense(20)[some], atol=1e-4, rtol=0)
     assert model.encode(params, Batch(x[:0])).indices.shape == (0, model.coder.width(12, 20))
     zero = model.encode(params, Batch(x[:1] * 0))
     assert (zero.indices == -1).all() and zero.indices.shape[1] == codes.indices.shape[1]
@@ -35,12 +36,13 @@ def test_thresholding_keeps_what_other_greedy_coders_cannot():
 def test_what_is_said_of_the_atoms():
     params = {"W": torch.eye(4)}
     omp, lasso = (Given(atoms=4, coder=make_coder(name, {})) for name in ("omp", "lasso"))
-    assert omp.note(params) == "atoms of length 1"
+    assert Given(atoms=4, coder=make_coder("omp", {"nonzeros": 4})).note(params) == "atoms of length 1"
     params["W"][:, 0] *= 3
     assert "1 to 3, normalised inside" in omp.note(params)
     assert "used as they are" in lasso.note(params)
     params["W"][:, 1] = 0
     assert "1 are zero" in omp.note(params)
+    assert omp.note(params).endswith("; nonzeros=10 is more than 4 atoms of 4 dimensions allow: 4 are used")
 
 
 def test_an_error_relative_to_the_signal():
@@ -65,6 +67,8 @@ BAD = {
     "two errors": ("omp", {"error": 1.0, "relative_error": 0.1}, "choose one"),
     "negative error": ("nnomp", {"error": -1.0}, "error=-1"),
     "no group": ("gomp", {"group": 0}, "group=0"),
+    "no rows together": ("somp", {"group": 0}, "group=0"),
+    "unknown norm": ("somp", {"norm": "l3"}, "norm='l3'"),
     "no threshold": ("stomp", {"strictness": 0.0}, "strictness=0"),
     "unknown step": ("iht", {"step": "long"}, "step='long'"),
     "no iterations": ("iht", {"iterations": 0}, "iterations=0"),

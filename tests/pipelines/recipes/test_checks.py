@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from sparsefleet.models import make_model
 from sparsefleet.pipelines.errors import PipelineError
-from sparsefleet.pipelines.recipes.checks import Learned, fields, recovery, usage
-from sparsefleet.storage.ingest import GeneratedSource, ingest
+from sparsefleet.pipelines.recipes.checks import Learned, auroc, events, fields, recovery, usage
+from sparsefleet.storage.ingest import GeneratedSource, SeriesSource, ingest
 from sparsefleet.workers import LearnJob
 
 CASES = {
@@ -81,3 +81,29 @@ def test_data_without_truth_is_refused(tmp_path, bars):
     job = LearnJob.parse({"data": bars, "atoms": 8})
     with pytest.raises(PipelineError, match="keeps no true atoms"):
         recovery(Learned(job, job.build_model(), {}, open_dataset(bars), {}))
+
+
+def test_events_are_what_the_atoms_cannot_say(tmp_path):
+    rng = np.random.default_rng(0)
+    x = np.outer(rng.normal(size=400), [1.0, 2.0]) + 0.01 * rng.normal(size=(400, 2))
+    label = np.zeros(400)
+    label[300:310], x[300:310, 1] = 1, -2 * x[300:310, 1]
+    lines = [f"{a},{b},{e:g}" for (a, b), e in zip(x, label, strict=True)]
+    (tmp_path / "a.csv").write_text("a,b,event\n" + "\n".join(lines))
+    source = {"sources": [str(tmp_path / "a.csv")], "columns": ["a", "b"], "label": "event", "learn": 0.5}
+    more = {"window": 1, "dc": False, "scale": False}
+    data = ingest(SeriesSource(out=str(tmp_path / "w.zarr"), **source, **more))
+    job = LearnJob.parse({"data": data.uri, "model": "ksvd", "atoms": 1})
+    model = make_model("ksvd", {"atoms": 1, "nonzeros": 1, "dtype": "float64"})
+    atoms = torch.tensor([[1.0, 2.0]], dtype=torch.float64) / 5**0.5
+    found = events(Learned(job, model, {"atoms": atoms}, data, {}))
+    assert found.values["events"] == 10 and found.values["quiet"] == 190
+    assert found.values["auroc"] > 0.99 > found.values["energy_auroc"]
+    assert found.values["found"] >= 0.9 and found.values["false_alarms"] < 0.05
+    plain = ingest(SeriesSource(out=str(tmp_path / "all.zarr"), **{**source, "learn": 1.0}, **more))
+    with pytest.raises(PipelineError, match="holds out no windows"):
+        events(Learned(job, model, {"atoms": atoms}, plain, {}))
+
+
+def test_auroc_counts_ties_half():
+    assert auroc(np.array([2.0, 1.0]), np.array([1.0, 0.0])) == 0.875
