@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..models import Model, Schedule
+from ..storage import open_dataset
 from ..workers import scale
+from ..workers.feed import group_chunks
 from ..workers.job import LearnJob
 from ..workers.plan import Plan, plan
 from ..workers.trial import Trial, trial
@@ -22,6 +24,9 @@ ENGINE_BYTES = {"local": 0, "mpi": 30 << 20, "ray": 90 << 20}
 """What the engine's own libraries add to a worker."""
 MEMORY_WRITE = 100e6
 """Bytes per second at which what is kept of rows goes into a commit."""
+GROUPS = 5
+"""Groups of chunks that batches are mixed from: shuffled copies, and what the allocator comes to keep over the first
+hundreds of updates (measured: the process grows by four to five groups, then no more)."""
 AHEAD = 4
 """Blocks read ahead and in use where rows are not kept."""
 
@@ -48,7 +53,9 @@ def predict(job: LearnJob, rows_per_second: float | None = None, *, probe: bool 
     }
     tried = trial(job) if probe and rows_per_second is None else None
     if tried is not None:
-        facts["memory_bytes_per_worker"] = memory_bytes(found, job, model, tried)
+        facts["memory_bytes_per_worker"] = memory_bytes(
+            found, job, model, schedule, open_dataset(job.data).chunk_rows, tried
+        )
         facts["trial"] = tried.model_dump()
     if tried is None and rows_per_second is None:
         return facts
@@ -103,12 +110,14 @@ def learn_seconds(
     return seconds + commits * (tried.commit_seconds + remembered)
 
 
-def memory_bytes(found: Plan, job: LearnJob, model: Model, tried: Trial) -> int:
+def memory_bytes(found: Plan, job: LearnJob, model: Model, schedule: Schedule, chunk_rows: int, tried: Trial) -> int:
     """Most bytes that one worker will have resident: what the trial had, and the rows that it did not see."""
     mine = found.rows_per_worker
     rows = max(0, found.feed_bytes_per_worker - tried.held_bytes)
     if not _kept(found):
         rows += AHEAD * min(found.batch_rows, mine) * found.row_bytes
+    if schedule.update_every == "batch":
+        rows += GROUPS * min(group_chunks(schedule, chunk_rows) * chunk_rows, mine) * found.row_bytes
     remembered = model.row_memory() * max(0, mine - tried.rows)
     messages = 3 * found.statistics_bytes if found.workers > 1 else 0
     return int(MARGIN * (tried.peak_bytes + rows + remembered + messages + ENGINE_BYTES.get(job.engine, 0)))
