@@ -3,6 +3,7 @@ own file is imported when it is used."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -141,5 +142,11 @@ def _usage(err: click.ClickException) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    text = " ".join(message.split())
+    if os.environ.get("SPARSEFLEET_LOG") == "json":
+        from .console import say
+
+        say(text, logging.ERROR)
+    else:
+        click.echo(f"error: {text}", err=True)
     return code

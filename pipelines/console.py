@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -37,9 +39,16 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def say(message: str) -> None:
-    """A message for people, beside the result: on stderr."""
-    click.echo(message, err=True)
+def say(message: str, level: int = logging.INFO) -> None:
+    """A message for people, beside the result: on stderr, or in the log (there of this level) where that is JSON."""
+    if os.environ.get("SPARSEFLEET_LOG") == "json":
+        # Here, because the workers' room loads torch.
+        from ..workers import logs
+
+        logs.start()
+        logging.getLogger(__name__).log(level, message)
+    else:
+        click.echo(message, err=True)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str = "nothing here") -> None:

@@ -21,12 +21,12 @@ from ..models import TRAINING
 from ..storage import ArtifactStore, Dataset, NotFound, StorageError, open_dataset
 from ..storage.artifacts import Checkpoint, Version
 from ..storage.artifacts.names import check_alias
-from ..workers import engines
+from ..workers import engines, logs
 from ..workers.encoding import check_complete
 from ..workers.errors import EngineError, JobError
 from ..workers.job import Job, LearnJob
 from ..workers.progress import Progress
-from . import report
+from . import monitoring, report
 from .metrics import ordered
 from .paths import absolute, make_importable
 from .reporter import Reporter, silent
@@ -186,8 +186,15 @@ def _from_start(progress: Progress, start: str) -> Progress:
 def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
     """Run a job's workers to the end; they are gone when this returns or raises."""
     last: Progress | None = None
+    logs.start()
+    meters = monitoring.meters(job, job.label)
     with closing(engines.run(program, job)) as messages:
         for last in messages:
+            if meters is not None:
+                meters(last)
+            logs.about(run=last.run_id or job.label, engine=job.engine)
+            if last.kind == "restart":
+                logs.event(LOG, last, logging.WARNING)
             reporter(last)
     if last is None or last.kind != "done":
         raise EngineError(f"engine {job.engine!r} ended without a result; run the same command again to continue")
@@ -231,6 +238,7 @@ def publish(job: LearnJob, fit: Fit) -> LearnResult:
             f"what was learned could not be published: {err}. It is kept in run {fit.run_id}: "
             "mend the store and run the same command again"
         ) from err
+    LOG.info("%s published in %s", version.ref, job.store)
     return LearnResult(job.name, version.number, version.snapshot, job.store, fit, figures)
 
 

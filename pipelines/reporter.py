@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from ..workers import logs
 from .console import duration, say
 from .metrics import ordered
 
@@ -70,7 +71,7 @@ class Console:
         """Of the run that has reported last; "-" where it has none."""
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not logs.wanted():
             self._bar = _bar()
             self._task = self._bar.add_task(self._title, total=None, metrics="", left="")
             self._bar.start()
@@ -91,6 +92,8 @@ class Console:
             self._note = ""
         if self._bar and self._task is not None:
             self._draw(self._bar, self._task, progress)
+        elif logs.wanted():
+            return
         elif progress.kind in ("start", "restart", "done") or (
             progress.kind == "step" and time.monotonic() - self._last >= LINE_SECONDS
         ):

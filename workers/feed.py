@@ -82,6 +82,11 @@ class Feed:
         else:
             self.updates = sum(self._epoch_updates(e) for e in range(schedule.passes))
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of rows that are kept in memory now."""
+        return self._cache.held
+
     def run(self, start: int) -> Iterator[Update]:
         """The updates from number `start` to the last."""
         per_pass = self._schedule.update_every == "pass"
@@ -227,6 +232,7 @@ class _BlockCache:
 
     def __init__(self, read: Callable[[int, int], torch.Tensor], budget: int) -> None:
         self._read, self._left = read, budget
+        self.held = 0
         self._kept: dict[tuple[int, int], torch.Tensor] = {}
 
     def get(self, start: int, stop: int) -> torch.Tensor:
@@ -235,6 +241,7 @@ class _BlockCache:
             block = self._read(start, stop)
             if block.nbytes <= self._left:
                 self._left -= block.nbytes
+                self.held += block.nbytes
                 self._kept[start, stop] = block
         return block
 

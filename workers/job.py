@@ -56,6 +56,11 @@ class Job(BaseModel):
         None, description="folder that holds a model of your own (for --model module:Class); by default the current one"
     )
 
+    @property
+    def label(self) -> str:
+        """What logs and metrics call the work where it has no run id."""
+        return type(self).__name__.removesuffix("Job").lower()
+
     @field_validator("engine")
     @classmethod
     def _known_engine(cls, engine: str) -> str:
@@ -260,6 +265,11 @@ class EncodeJob(Job):
                 hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(OUTPUTS)}"
                 raise JobError(f"outputs={name!r} is not known; {hint}")
         return [name for name in OUTPUTS if name in outputs or name == "mean"]
+
+    @property
+    def label(self) -> str:
+        """The codes' name."""
+        return self.out.rstrip("/").rpartition("/")[2]
 
     @property
     def wanted(self) -> Wanted:

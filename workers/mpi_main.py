@@ -1,6 +1,7 @@
 """One MPI rank: `python -m mpi4py -m sparsefleet.workers.mpi_main PROGRAM KIND JOB.json`.
 
-Standard output carries one JSON object per line: rank 0's progress, and the error of whichever rank failed.
+Standard output carries one JSON object per line: rank 0's progress, the error of whichever rank failed, and
+all ranks' log lines where those are JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
+from . import logs
 from .communicator import MPI
 from .engines.failures import describe
 from .job import JOBS
@@ -19,6 +21,7 @@ from .program import run_program
 def main(program: str, kind: str, path: str) -> None:
     """Run the program as one rank of MPI's world; an error on one rank aborts all."""
     comm = MPI()
+    logs.start(sys.stdout, "log")
     try:
         job = JOBS[kind].parse(json.loads(Path(path).read_text(encoding="utf-8")))
         for message in run_program(program, job, comm):

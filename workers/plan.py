@@ -32,6 +32,10 @@ class Plan(BaseModel):
 
     run_id: str
     rows: int
+    rows_per_worker: int
+    """Of the worker that has most: a pass is dealt in whole blocks of `batch_rows`."""
+    row_bytes: int
+    """Of a row in a worker's memory."""
     dim: int
     atoms: int
     shards: int
@@ -63,14 +67,16 @@ def plan(job: LearnJob) -> Plan:
     rows = min(job.rows or data.rows, data.rows)
     per_pass = 1 if schedule.update_every == "pass" else max(1, round(rows / schedule.batch_rows))
     dim = sum(widths(data, model.arrays))
-    need = model.memory(min(worker_batch(job, schedule), data.rows), dim) + model.row_memory() * math.ceil(
-        rows / job.workers
-    )
+    mine = most_rows(job, schedule, rows)
+    need = model.memory(min(worker_batch(job, schedule), data.rows), dim) + model.row_memory() * mine
+    row_bytes = dim * _itemsize(model)
     feed = feed_budget(job, model, schedule, data)
     statistics = _statistics_bytes(model, widths(data, model.arrays))
     return Plan(
         run_id=run_id_of(job, data),
         rows=rows,
+        rows_per_worker=mine,
+        row_bytes=row_bytes,
         dim=data.dim,
         atoms=model.atoms,
         shards=len(data.shards()),
@@ -83,8 +89,8 @@ def plan(job: LearnJob) -> Plan:
         updates=schedule.passes * per_pass,
         batch_rows=schedule.batch_rows,
         model_bytes_per_worker=need,
-        feed_bytes_per_worker=min(feed, math.ceil(rows / job.workers) * dim * _itemsize(model)),
-        memory_bytes_per_worker=PROCESS_BYTES + need + min(feed, rows * dim * _itemsize(model) // job.workers),
+        feed_bytes_per_worker=min(feed, mine * row_bytes),
+        memory_bytes_per_worker=PROCESS_BYTES + need + min(feed, mine * row_bytes),
         memory_limit_per_worker=memory_limit(job),
         statistics_bytes=statistics,
         traffic_bytes_per_update=2 * statistics * (job.workers - 1) // job.workers,
@@ -100,7 +106,7 @@ def feed_budget(job: LearnJob, model: Model, schedule: Schedule, data: Dataset) 
     """
     limit = memory_limit(job)
     batch = min(worker_batch(job, schedule), data.rows)
-    remembered = model.row_memory() * math.ceil(min(job.rows or data.rows, data.rows) / job.workers)
+    remembered = model.row_memory() * most_rows(job, schedule, min(job.rows or data.rows, data.rows))
     # Read ahead: a few batches, or the chunks that batches are mixed from.
     chunk = min(data.chunk_rows, data.rows)
     ahead = 4 * batch
@@ -117,6 +123,14 @@ def feed_budget(job: LearnJob, model: Model, schedule: Schedule, data: Dataset) 
     return min((limit - need) // 2, LARGEST_FEED)
 
 
+def most_rows(job: LearnJob, schedule: Schedule, rows: int) -> int:
+    """Rows of the worker that has most. A worker that is updated per batch reads rows of the whole data set in turn."""
+    if schedule.update_every == "batch":
+        return math.ceil(rows / job.workers)
+    blocks = math.ceil(rows / schedule.batch_rows)
+    return min(rows, math.ceil(blocks / job.workers) * schedule.batch_rows)
+
+
 def memory_limit(job: Job) -> int:
     """Bytes one worker may use: as the job says, or an equal share of the free memory of this machine."""
     if job.memory_gib is not None:
@@ -130,6 +144,11 @@ def worker_batch(job: LearnJob, schedule: Schedule) -> int:
     if schedule.update_every == "pass":
         return schedule.batch_rows
     return math.ceil(schedule.batch_rows / (1 if job.engine == "local" else job.workers))
+
+
+def share_of(job: LearnJob, schedule: Schedule) -> float:
+    """Part of what is handled at once that is one worker's."""
+    return worker_batch(job, schedule) / schedule.batch_rows
 
 
 def threads_of(job: Job) -> int:

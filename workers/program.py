@@ -23,7 +23,7 @@ import torch
 from ..models import Batch, Model, Params, Stage, Stats
 from ..storage import ArtifactStore, StorageError, StoreConflict, locate, open_dataset
 from ..storage.artifacts import RunBranch
-from . import memories
+from . import logs, memories
 from .communicator import Communicator
 from .errors import EngineError, JobError
 from .feed import Feed, Update
@@ -34,6 +34,7 @@ from .start import initial_params, load_dictionary, run_id_of
 from .stopwatch import COMMIT as COMMITTING
 from .stopwatch import Stopwatch, Timed
 
+LOG = logging.getLogger(__name__)
 Program = Callable[[Any, Communicator], Generator[Progress, None, None]]
 CONTINUE, COMMIT = 0.0, 1.0
 # Also the age from which a commit may go: who reads one needs less.
@@ -76,6 +77,7 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
     budget = feed_budget(job, model, schedule, data)
     feed = Feed(data, model, schedule, comm, rows=rows, seed=job.seed, budget=budget, device=device)
     run_id = run_id_of(job, data)
+    logs.about(run=run_id)
     store = ArtifactStore(job.store) if comm.rank == 0 else None
     run = store.run(run_id) if store is not None else None
     state = comm.broadcast(_resume(run) or _begin(job, model, feed, run) if run is not None else cast(RunState, None))
@@ -90,6 +92,7 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
         step=state.step,
         steps=feed.updates,
         seconds=clock.seconds(),
+        rows=round(clock.rows),
         spent=watch.seconds(),
         **more,
     )
@@ -153,11 +156,11 @@ def encode(job: EncodeJob, comm: Communicator) -> Generator[Progress, None, None
     todo = comm.broadcast([s.index for s in writer.missing()])
     mine = [s for s in writer.shards() if s.index in set(todo[comm.rank :: comm.size])]
     begun = time.monotonic()
+    rows = entries = 0
     say = lambda kind, done, **more: Progress(  # noqa: E731
-        kind=kind, step=done, steps=len(todo), seconds=time.monotonic() - begun, **more
+        kind=kind, step=done, steps=len(todo), rows=rows * comm.size, seconds=time.monotonic() - begun, **more
     )
     yield say("start", 0, message=f"{len(todo)} of {len(writer.shards())} shards to encode{encoder.note}")
-    rows = entries = 0
     for i, shard in enumerate(mine):
         comm.check()
         entries += encoder.encode_shard(writer, shard)
@@ -296,7 +299,7 @@ def tidy(store: ArtifactStore) -> None:
         try:
             store.garbage_collect(dry_run=False, older_than_days=TIDY_SECONDS / 86400)
         except StorageError:
-            logging.getLogger(__name__).warning("old commits in %s could not be removed", store.uri, exc_info=True)
+            LOG.warning("old commits in %s could not be removed", store.uri, exc_info=True)
 
 
 class Clock:
@@ -309,6 +312,7 @@ class Clock:
         # A continued run's wall clock goes on where its history ends.
         self._before = state.history.get("seconds", [0.0])[-1]
         self.rate = 0.0
+        self.rows = 0.0
         self.updates = 0
 
     def seconds(self) -> float:
@@ -345,6 +349,7 @@ class Clock:
         speed = rows / max(now - self._last_update, 1e-9)
         self.rate = speed if not self.updates else 0.9 * self.rate + 0.1 * speed
         self._last_update = now
+        self.rows += rows
         self.updates += 1
         for name, value in {**metrics, "seconds": self.seconds()}.items():
             self._state.history.setdefault(name, []).append(value)
@@ -379,7 +384,13 @@ def _last(state: RunState) -> dict[str, float]:
 
 
 def run_program(name: str, job: Job, comm: Communicator) -> Generator[Progress, None, None]:
-    """The program called `name`, for `job`."""
+    """The program called `name`, for `job`; what it says is logged too."""
     if name not in PROGRAMS:
         raise JobError(f"unknown program {name!r}; choose one of {', '.join(PROGRAMS)}")
-    yield from PROGRAMS[name](job, comm)
+    logs.start()
+    logs.about(run=job.label, engine=job.engine, rank=comm.rank, workers=comm.size)
+    for message in PROGRAMS[name](job, comm):
+        # Commits are rank 0's.
+        if message.kind in ("start", "done") or (message.kind == "commit" and comm.rank == 0):
+            logs.event(LOG, message)
+        yield message

@@ -23,6 +23,8 @@ class Progress(BaseModel):
     seconds: float = 0.0
     """Since this group of processes began its work."""
     rows_per_second: float = 0.0
+    rows: int = 0
+    """Rows that all workers together have read for their updates (learn) or encoded, since this group began."""
     spent: dict[str, float] = Field(default_factory=dict[str, float])
     """Rank 0's seconds by what they went into: compute, feed (waiting for rows), communication (waiting for the other
     members), commit (writing to the store)."""

@@ -9,13 +9,14 @@ import click
 from ..console import JSON, duration, emit, pairs, say
 from ..denoising import DenoiseJob
 from ..flags import job_flags, read_job
-from .shared import FLOW, SUBMIT, handed_on, run_or_submit
+from .shared import FLOW, SUBMIT, handed_on, monitored, run_or_submit
 
 
 @click.command()
 @click.argument("photo", required=False)
 @job_flags(DenoiseJob, skip=("data",))
 @FLOW
+@monitored
 @SUBMIT
 @JSON
 def command(photo: str | None, **given: Any) -> None:

@@ -9,13 +9,14 @@ import click
 from ...workers.job import EncodeJob
 from ..console import JSON, duration, emit, pairs, say
 from ..flags import job_flags, read_job
-from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
+from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, monitored, run_or_submit
 
 
 @click.command()
 @job_flags(EncodeJob)
 @DRY_RUN
 @FLOW
+@monitored
 @SUBMIT
 @JSON
 def command(**given: Any) -> None:

@@ -15,7 +15,7 @@ from ..console import JSON, duration, emit, pairs, say
 from ..errors import PipelineError
 from ..flags import job_flags, read_job
 from ..timing import time_line
-from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, run_or_submit
+from .shared import DRY_RUN, FLOW, SUBMIT, handed_on, monitored, run_or_submit
 
 if TYPE_CHECKING:
     from ...storage.ingest import IngestJob
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--figures", type=click.Path(), help="Also write all pictures, a recipe's too, into this folder.")
 @DRY_RUN
 @FLOW
+@monitored
 @SUBMIT
 @JSON
 def command(**given: Any) -> None:

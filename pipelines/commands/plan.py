@@ -14,9 +14,13 @@ from .shared import handed_on
 
 @click.command()
 @job_flags(LearnJob)
+@click.option("--probe/--no-probe", default=True, help="Make a short trial of the job's real work here [default].")
 @JSON
 def command(**given: Any) -> None:
-    """Predict memory, bytes and time of a learn job, which is given as for `learn`. Only a short trial is run.
+    """Predict memory, bytes and time of a learn job, which is given as for `learn`.
+
+    A short trial in a process of its own works a few updates from all over the schedule; --no-probe leaves it out, and
+    with it the time. The last lines are a model of many workers on paper, with what it assumes.
 
     \b
     Example:
@@ -27,5 +31,5 @@ def command(**given: Any) -> None:
     job = read_job(LearnJob, given)
     if handed_on(job, given):
         return
-    predicted = predict(job)
+    predicted = predict(job, probe=given["probe"])
     emit(predicted, given["as_json"], lambda: pairs(lines(job, predicted)))

@@ -8,7 +8,7 @@ import click
 
 from ..connection import client, find_api
 from ..console import JSON, STORE, duration, emit, say
-from .shared import FLOW
+from .shared import FLOW, monitored
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("run")
 @STORE
 @FLOW
+@monitored
 @JSON
 def command(run: str, store: str, flow: bool, as_json: bool) -> None:
     """Continue a run that did not finish.

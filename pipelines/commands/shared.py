@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,36 @@ SUBMIT = click.option("--submit", metavar="POOL", help="Hand the job to this Pre
 DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Only try: say the plan and work on a few rows, here; nothing is kept."
 )
+
+
+def monitored(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command --metrics-port and --log-format, which hold for all processes of the run."""
+    port = click.option(
+        "--metrics-port",
+        metavar="PORT",
+        expose_value=False,
+        callback=_set("SPARSEFLEET_METRICS_PORT"),
+        help="Serve metrics for Prometheus at this port of this machine (or FIRST-LAST) while the run lasts.",
+    )
+    form = click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        expose_value=False,
+        callback=_set("SPARSEFLEET_LOG"),
+        help="Write messages on stderr as text [default] or as JSON lines with the run's id.",
+    )
+    return port(form(command))
+
+
+def _set(variable: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
+    """An option that is a variable of the environment, so that every process started from here has it."""
+
+    def callback(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        del context, parameter
+        if value is not None:
+            os.environ[variable] = value
+
+    return callback
 
 
 def handed_on(job: BaseModel, given: Mapping[str, Any]) -> bool:

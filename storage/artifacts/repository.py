@@ -28,7 +28,7 @@ from zarr.errors import BaseZarrError
 
 from ..errors import NotFound, StorageError, StoreConflict
 from ..locations import Location, reaching, s3_settings
-from . import seals
+from . import refs, seals
 from .probe import SINGLE_WRITER, conditional_writes, single_writer
 
 FORMAT = 1
@@ -166,15 +166,13 @@ class Repository:
 
     def branches(self, prefix: str, *, whole: bool = False) -> list[str]:
         """What follows `prefix` in the names of branches (or the `whole` names), sorted."""
-        with self._words():
-            names = self._repo.list_branches()
-        found = sorted(name for name in names if name.startswith(prefix) and name != MAIN)
+        found = [name for name in refs.branch_names(self.place.child(INSIDE), prefix) if name != MAIN]
         return found if whole else [name.removeprefix(prefix) for name in found]
 
-    def tags(self) -> set[str]:
-        """Names of all tags."""
-        with self._words():
-            return self._repo.list_tags()
+    def begun(self, prefix: str) -> list[str]:
+        """As `branches`, without those that nothing has been committed on."""
+        at = refs.snapshots(self.place.child(INSIDE), self.branches(prefix, whole=True))
+        return [name.removeprefix(prefix) for name, snapshot in at.items() if snapshot != self._root]
 
     def tip(self, branch: str) -> Commit | None:
         """Newest commit of a branch; None when there is no such branch or nothing on it."""

@@ -171,11 +171,8 @@ class ArtifactStore:
 
     def names(self) -> list[str]:
         """Names of all artifacts, sorted."""
-        prefix = names.versions_branch("")
-        tags = self._repo.tags()
-        found = self._repo.branches(prefix)
         # A branch without versions is left when the very first publishing was interrupted.
-        return [n for n in found if names.version_tag(n, 1) in tags or self._repo.tip(prefix + n) is not None]
+        return self._repo.begun(names.versions_branch(""))
 
     def history(self, name: str) -> list[Version]:
         """All versions of a name, newest first; NotFound when there is none."""

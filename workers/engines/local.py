@@ -6,6 +6,7 @@ from collections.abc import Generator
 
 import torch
 
+from .. import logs
 from ..communicator import Solo
 from ..interruptions import held
 from ..job import Job
@@ -21,3 +22,4 @@ def run(program: str, job: Job) -> Generator[Progress, None, None]:
             yield from run_program(program, job, Solo(check))
     finally:
         torch.set_num_threads(threads)
+        logs.about(rank=None, workers=None)

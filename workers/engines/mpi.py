@@ -17,6 +17,7 @@ from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 
+from .. import logs
 from ..errors import JobError
 from ..job import Job
 from ..plan import threads_of
@@ -107,6 +108,8 @@ def _attempt(program: str, job: Job, launcher: list[str]) -> Generator[Progress,
                 message = _parse(line)
                 if "progress" in message:
                     yield Progress.model_validate(message["progress"])
+                elif "log" in message:
+                    logs.pass_on(json.dumps(message["log"]))
                 elif "error" in message and failed is None:
                     failed = revive(message["error"])
             code = process.wait()

@@ -17,14 +17,17 @@ from collections.abc import Generator
 from importlib import import_module
 from typing import Any
 
+from .. import logs
 from ..communicator import PeerLost, TorchDistributed
 from ..errors import EngineError, JobError
 from ..job import JOBS, Job
+from ..meters import Meters
 from ..plan import device_of, threads_of
 from ..program import run_program
 from ..progress import Progress
 from .failures import FINAL, GroupLost, describe, revive
 from .folders import end_users, temporary_folder
+from .ray_meters import RaySink
 from .ray_token import own_token
 from .restarts import with_restarts
 
@@ -78,7 +81,9 @@ class Member:
             typed = JOBS[kind].parse(job)
             comm = TorchDistributed(rank, size, meeting, device_of(typed))
             self._joined = True
+            meters = Meters(RaySink(), engine="ray", rank=rank, run=typed.label)
             for message in run_program(program, typed, comm):
+                meters(message)
                 if rank == 0:
                     self._said.append(message.model_dump_json())
             comm.barrier()
@@ -211,7 +216,7 @@ def _connection(**options: Any) -> Generator[None, None, None]:
     worker.print_to_stdstream = _log
     try:
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            ray.init(logging_level=logging.ERROR, log_to_driver=logs.wanted(), **options)
         except SystemExit as err:
             raise KeyboardInterrupt(signal.SIGTERM) from err
         except (OSError, RuntimeError, ValueError) as err:
@@ -232,6 +237,11 @@ def _unreachable(address: str | None, err: Exception) -> Exception:
 
 
 def _log(data: dict[str, Any], *_: object, **__: object) -> None:
+    if logs.wanted():
+        for line in data.get("lines", ()):
+            if line.startswith("{"):
+                logs.pass_on(line)
+        return
     logging.getLogger(__name__).info("%s: %s", data.get("pid"), " ".join(data.get("lines", ())))
 
 
@@ -361,6 +371,8 @@ def _first_line(err: Exception) -> str:
 def _environment(threads: int, *, local: bool) -> dict[str, str]:
     """Environment of the workers; credentials travel by Ray's own worker environment, not by the job."""
     env = {"OMP_NUM_THREADS": str(threads), "ICECHUNK_LOG": "error"}
+    if logs.SETTING in os.environ:
+        env[logs.SETTING] = os.environ[logs.SETTING]
     if local and os.path.exists("/sys/class/net/lo"):
         env["GLOO_SOCKET_IFNAME"] = "lo"
     return env
