@@ -19,7 +19,8 @@ from typing import Any
 
 from ..communicator import PeerLost, TorchDistributed
 from ..errors import EngineError, JobError
-from ..job import JOBS, Job
+from ..job import Job
+from ..kinds import JOBS
 from ..plan import device_of, threads_of
 from ..program import run_program
 from ..progress import Progress
