@@ -128,7 +128,7 @@ class Harvester:
         self._width = {tap: int(value.shape[-1]) for tap, value in trial[0].items()}
         widest = max(sum(self._row_bytes(site).values()) for site in self._sites)
         shard_mb = min(SHARD_MB, BLOCKS_MB / len(self._sites))
-        self._layout = choose_layout(self.rows, widest, shard_mb=shard_mb)
+        self._layout = _layout(self.rows, widest, shard_mb, job.batch * self._windows.context.stride)
         self.shards = [
             Shard(i, a, min(a + self._layout[0], self.rows)) for i, a in enumerate(range(0, self.rows, self._layout[0]))
         ]
@@ -307,6 +307,15 @@ class Harvester:
         raise JobError(
             f"{name} of {site.label}: activations of token {int(position[0])} of document {int(document[0])} {what}"
         )
+
+
+def _layout(rows: int, row_bytes: int, shard_mb: float, least: int) -> tuple[int, int]:
+    """Rows of a shard and of a chunk. A shard fills at least one batch: the windows at its ends are computed twice, by
+    its neighbours too."""
+    shard, chunk = choose_layout(rows, row_bytes, shard_mb=shard_mb)
+    if shard >= min(least, rows):
+        return shard, chunk
+    return (min(least, rows),) * 2
 
 
 def out_of(out: str, site: Site, *, alone: bool) -> str:

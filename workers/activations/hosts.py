@@ -162,6 +162,8 @@ def _transformers() -> Any:
     # Read when huggingface_hub is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Read when tqdm is imported. Our own bar is on the screen.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         return import_module("transformers")
     except ImportError as err:

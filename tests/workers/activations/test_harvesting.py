@@ -153,9 +153,9 @@ def test_an_encoder_keeps_its_own_tokens_out(bert, texts, tmp_path):
 
 
 def test_shards_that_are_done_stay_done(llama, texts, tmp_path, monkeypatch):
-    whole = harvest(llama, texts, tmp_path / "whole.zarr", layers="0,2", gradients=True)
+    whole = harvest(llama, texts, tmp_path / "whole.zarr", layers="0,2", gradients=True, batch=2)
     values = {"model": str(llama), "texts": [str(texts)], "out": str(tmp_path / "cut.zarr"), "context": 16}
-    job = HarvestJob.parse({**values, "dtype": "float32", "batch": 4, "layers": "0,2", "gradients": True})
+    job = HarvestJob.parse({**values, "dtype": "float32", "batch": 2, "layers": "0,2", "gradients": True})
     filled: list[int] = []
     real = Harvester.fill
 
