@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from sparsefleet.storage import create_dataset
 
+from ..networks import llama, texts
+
+__all__ = ["llama", "texts"]
+
 
 @dataclass(frozen=True)
 class Answer:
