@@ -1,8 +1,8 @@
-"""The flows that Prefect runs: `ingest`, `harvest`, `learn`, `encode` and `denoise`, each of one typed job that the UI
-shows as a form.
+"""The flows that Prefect runs: `ingest`, `harvest`, `learn`, `encode`, `denoise` and `interpret`, each of one typed job
+that the UI shows as a form.
 
-They add a page in the UI to the functions of learning.py, encoding.py, denoising.py, harvesting.py and ingesting.py,
-where the work is done.
+They add a page in the UI to the functions of learning.py, encoding.py, denoising.py, harvesting.py, ingesting.py
+and interpreting.py, where the work is done.
 (No postponed annotations in this file: Prefect reads the flows' signatures.)
 """
 
@@ -26,13 +26,14 @@ from ..storage import ArtifactStore, open_dataset
 from ..storage.ingest import IngestJob
 from ..workers.activations.job import HarvestJob
 from ..workers.job import EncodeJob, LearnJob
-from . import denoising, encoding, harvesting, ingesting, learning
+from . import denoising, encoding, harvesting, ingesting, interpreting, learning
 from .console import duration, say
 from .denoising import DenoiseJob, DenoiseResult
 from .encoding import EncodeResult
 from .errors import Cancelled
 from .harvesting import HarvestResult
 from .ingesting import IngestResult
+from .interpreting import InterpretJob, InterpretResult
 from .learning import Fit, LearnResult
 from .prefect_reporter import Page, history_rows, metrics_markdown, pictures_markdown
 from .reporter import Reporter, several, silent
@@ -127,6 +128,16 @@ def harvest(params: HarvestJob) -> HarvestResult:
     return result
 
 
+@flow(name="interpret", flow_run_name=lambda: name_of("interpret"))
+@cancellable
+def interpret(params: InterpretJob) -> InterpretResult:
+    """Judge a sparse autoencoder by activations, and show what its latents answer to, in one HTML file."""
+    with page(f"{params.dictionary} by {os.path.basename(params.data)}", lambda _: {}) as shown:
+        result = judge(params, shown)
+        report_judgement(result, shown)
+    return result
+
+
 # -- tasks: one a noun; none is cached, because what they make lies in a store --------------------------------------
 
 
@@ -212,6 +223,18 @@ def report_activations(result: HarvestResult, shown: Page) -> None:
     """What was written, on the run's page."""
     made = "".join(f"- `{out}`: {result.rows:,} rows of {dim}\n" for out, dim in zip(result.outs, result.dims))
     shown.finish(None, f"# Activations\n\n{made}\n{metrics_markdown(result.fit.metrics)}")
+
+
+@task(name="interpret", cache_policy=NO_CACHE)
+def judge(job: InterpretJob, shown: Page) -> InterpretResult:
+    """All rows are coded, added up, and the strongest of every latent kept."""
+    return kept(interpreting.interpret(job, several(shown, LISTENER.get())))
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report_judgement(result: InterpretResult, shown: Page) -> None:
+    """The numbers, on the run's page."""
+    shown.finish(None, f"# {result.dictionary}\n\n`{result.out}`\n\n{metrics_markdown(result.metrics)}")
 
 
 @task(name="ingest", cache_policy=NO_CACHE)

@@ -32,7 +32,7 @@ def absolute(job: B) -> B:
             changes[name] = [_absolute(s) for s in values[name]]
     if "texts" in values:
         # A folder or a file; models of dictionaries have names.
-        changes["model"] = _absolute(values["model"])
+        changes["model"] = values["model"] and _absolute(values["model"])
     return job.model_copy(update=changes)
 
 

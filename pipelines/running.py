@@ -19,7 +19,7 @@ from .reporter import Console, Reporter
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Program = Literal["ingest", "harvest", "learn", "encode", "denoise"]
+Program = Literal["ingest", "harvest", "learn", "encode", "denoise", "interpret"]
 PROGRAMS: tuple[Program, ...] = get_args(Program)
 UI_HINT = "(no Prefect server is running; `sparsefleet up` starts one with a UI)"
 
@@ -53,6 +53,7 @@ def _plainly(program: Program) -> Callable[[Any, Reporter], Any]:
         "learn": "learning",
         "encode": "encoding",
         "denoise": "denoising",
+        "interpret": "interpreting",
     }[program]
     return getattr(import_module(f"sparsefleet.pipelines.{module}"), program)
 

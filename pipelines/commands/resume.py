@@ -76,10 +76,12 @@ def _job_class(program: Program, values: dict[str, Any]) -> type[Any]:
     from ...workers.activations.job import HarvestJob
     from ...workers.job import EncodeJob, LearnJob
     from ..denoising import DenoiseJob
+    from ..interpreting import InterpretJob
 
     if program == "ingest":
         return INGESTS[values["kind"]].job
-    return {"harvest": HarvestJob, "learn": LearnJob, "encode": EncodeJob, "denoise": DenoiseJob}[program]
+    jobs = {"harvest": HarvestJob, "learn": LearnJob, "encode": EncodeJob, "denoise": DenoiseJob}
+    return (jobs | {"interpret": InterpretJob})[program]
 
 
 def _continue(program: Program, values: dict[str, Any], flow: bool, as_json: bool) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from sparsefleet.storage import create_dataset
 
-from ..networks import llama, texts
+from ..networks import bert, llama, texts
 
-__all__ = ["llama", "texts"]
+__all__ = ["bert", "llama", "texts"]
 
 
 @dataclass(frozen=True)

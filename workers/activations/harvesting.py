@@ -315,7 +315,7 @@ def _layout(rows: int, row_bytes: int, shard_mb: float, least: int) -> tuple[int
     shard, chunk = choose_layout(rows, row_bytes, shard_mb=shard_mb)
     if shard >= min(least, rows):
         return shard, chunk
-    return (min(least, rows),) * 2
+    return min(least, rows), min(least, rows)
 
 
 def out_of(out: str, site: Site, *, alone: bool) -> str:

@@ -111,6 +111,24 @@ def record(
     return Recording(kept, dict(zip(order, found)))
 
 
+@contextmanager
+def replacing(network: nn.Module, tap: Tap, change: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """While this is open, the network goes on with `change` of what passes at `tap` (a tensor of the same shape).
+
+    Raises:
+        JobError: a module that the network does not have.
+    """
+
+    def exchange(_: Tap, passed: Any) -> Any:
+        value = _first(passed)
+        if value is None:
+            raise JobError(f"{tap}: no tensor passes there, but {type(passed).__name__}")
+        return _with_first(passed, change(value))
+
+    with _hook(module_at(network, tap), tap, exchange):
+        yield
+
+
 def module_at(network: nn.Module, tap: Tap) -> nn.Module:
     """The module of a tap.
 
