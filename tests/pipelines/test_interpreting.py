@@ -29,7 +29,7 @@ def made(llama, texts, tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
     folder = tmp_path_factory.mktemp("interpret")
     data, store = str(folder / "acts.zarr"), str(folder / "store")
-    values = {"model": str(llama), "texts": [str(texts)], "out": data, "layers": "1", "context": 16}
+    values = {"model": str(llama), "texts": [str(texts)], "out": data, "layers": "1", "context": 16, "skip": 1}
     harvest(HarvestJob.parse(values | {"dtype": "float32"}))
     learn(LearnJob.parse({
         "data": data, "store": store, "model": "abstopk", "atoms": 24, "settings": {"k": 3}, "passes": 20,

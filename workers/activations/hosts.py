@@ -22,6 +22,10 @@ from .windows import IGNORED, Context, Inputs
 
 GGUF = ".gguf"
 TEXTS_AT_ONCE = 64
+SINKS = 2
+"""Tokens at the beginning of a context on which attention rests, where the tokenizer adds none for that. Their
+activations are a hundred times longer than others (Sun et al. 2024, Massive Activations in Large Language Models), and
+a thousandth of all rows would then hold most of the variance."""
 MISSING = "harvesting needs transformers: pip install 'sparsefleet[activations]'"
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -131,7 +135,7 @@ def context_of(tokenizer: Any, length: int, skip: int | None) -> Context:
     around = list(tokenizer("a")["input_ids"])
     at = next((i for i in range(len(around)) if around[i : i + len(plain)] == plain), 0)
     prefix, suffix = tuple(around[:at]), tuple(around[at + len(plain) :])
-    context = Context(length, (0 if prefix else 1) if skip is None else skip, prefix, suffix)
+    context = Context(length, (0 if prefix else SINKS) if skip is None else skip, prefix, suffix)
     if context.stride < 1:
         added = f"{len(prefix) + len(suffix)} tokens that the tokenizer adds"
         raise JobError(f"context={length}: nothing is left beside skip={context.skip} and {added}")

@@ -49,7 +49,7 @@ class HarvestJob(Job):
     skip: int | None = Field(
         None,
         ge=0,
-        description="leave out the first so many tokens of every context, on which attention rests; by default 1, or 0 "
+        description="leave out the first so many tokens of every context, on which attention rests; by default 2, or 0 "
         "where the tokenizer puts a token of its own there (such tokens are never rows)",
     )
     batch: int = Field(16, ge=1, le=2**20, description="contexts that a worker computes at once")

@@ -22,6 +22,7 @@ def harvest(model: Path, texts: Path, out: Path, **more: Any) -> list[Any]:
         "texts": [str(texts)],
         "out": str(out),
         "context": 16,
+        "skip": 1,
         "dtype": "float32",
         "batch": 4,
     }
@@ -77,7 +78,7 @@ def test_rows_equal_hooks_of_the_same_batches_to_the_bit(llama, texts, tmp_path)
     }  # fmt: skip
     found = harvest(llama, texts, tmp_path / "a.zarr", layers=[2], site=list(sites), batch=10_000, tokens=100)
     network = hosts.load_network(llama, CPU)
-    job = HarvestJob.parse({"model": str(llama), "texts": [str(texts)], "out": "x", "context": 16, "tokens": 100})
+    job = HarvestJob.parse({"model": str(llama), "texts": [str(texts)], "out": "x", "context": 16, "skip": 1, "tokens": 100})
     windows = read(job).windows
     assert windows.rows == found[0].rows == 100
     for data, (name, (path, inside)) in zip(found, sites.items()):
@@ -136,7 +137,7 @@ def test_a_transcoder_gets_inputs_and_outputs_of_the_same_tokens(llama, texts, t
 
 
 def test_an_encoder_keeps_its_own_tokens_out(bert, texts, tmp_path):
-    (data,) = harvest(bert, texts, tmp_path / "a.zarr", layers="1", site="attention")
+    (data,) = harvest(bert, texts, tmp_path / "a.zarr", layers="1", site="attention", skip=None)
     documents = documents_of(bert, texts)
     assert data.rows == sum(map(len, documents)) and data.dim == 12
     assert data.attributes["added_tokens"] == [[1], [2]] and data.attributes["skip"] == 0
@@ -154,7 +155,7 @@ def test_an_encoder_keeps_its_own_tokens_out(bert, texts, tmp_path):
 
 def test_shards_that_are_done_stay_done(llama, texts, tmp_path, monkeypatch):
     whole = harvest(llama, texts, tmp_path / "whole.zarr", layers="0,2", gradients=True, batch=2)
-    values = {"model": str(llama), "texts": [str(texts)], "out": str(tmp_path / "cut.zarr"), "context": 16}
+    values = {"model": str(llama), "texts": [str(texts)], "out": str(tmp_path / "cut.zarr"), "context": 16, "skip": 1}
     job = HarvestJob.parse({**values, "dtype": "float32", "batch": 2, "layers": "0,2", "gradients": True})
     filled: list[int] = []
     real = Harvester.fill
