@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,6 @@ def _transformers() -> Any:
     # Read when huggingface_hub is imported.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Read when tqdm is imported. Our own bar is on the screen.
-    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         return import_module("transformers")
     except ImportError as err:
@@ -176,12 +175,14 @@ def _transformers() -> Any:
 
 @contextmanager
 def _quiet(transformers: Any) -> Generator[None]:
-    """Without the bars that transformers draws while it loads: our own bar is on the screen."""
+    """Without the bars that transformers draws while it loads: our own bar is on the screen. (Those of .gguf files
+    cannot be switched off.) What goes wrong is raised, not written."""
     logging = transformers.utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -78,7 +78,9 @@ def test_rows_equal_hooks_of_the_same_batches_to_the_bit(llama, texts, tmp_path)
     }  # fmt: skip
     found = harvest(llama, texts, tmp_path / "a.zarr", layers=[2], site=list(sites), batch=10_000, tokens=100)
     network = hosts.load_network(llama, CPU)
-    job = HarvestJob.parse({"model": str(llama), "texts": [str(texts)], "out": "x", "context": 16, "skip": 1, "tokens": 100})
+    job = HarvestJob.parse(
+        {"model": str(llama), "texts": [str(texts)], "out": "x", "context": 16, "skip": 1, "tokens": 100}
+    )
     windows = read(job).windows
     assert windows.rows == found[0].rows == 100
     for data, (name, (path, inside)) in zip(found, sites.items()):
