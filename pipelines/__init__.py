@@ -1,5 +1,5 @@
-"""What a user asks for: flows, the command line, the local server, pictures. `learn`, `encode`, `denoise` and `ingest`
-here are plain functions of one typed job; nothing of Prefect is imported for them."""
+"""What a user asks for: flows, the command line, the local server, pictures. `learn`, `encode`, `denoise`,
+`harvest` and `ingest` here are plain functions of one typed job; nothing of Prefect is imported for them."""
 
 from importlib import import_module
 
@@ -8,6 +8,11 @@ _PUBLIC = {
     "LearnResult": "learning",
     "encode": "encoding",
     "EncodeResult": "encoding",
+    "harvest": "harvesting",
+    "HarvestResult": "harvesting",
+    "interpret": "interpreting",
+    "InterpretJob": "interpreting",
+    "InterpretResult": "interpreting",
     "denoise": "denoising",
     "DenoiseJob": "denoising",
     "DenoiseResult": "denoising",

@@ -15,9 +15,11 @@ import click
 SECTIONS = {
     "Work": {
         "ingest": "Turn photographs, arrays, sounds or series into a data set.",
+        "harvest": "Write the activations of a language model as data sets.",
         "learn": "Learn a dictionary from a data set and publish a version of it.",
         "encode": "Compute sparse codes of a data set under a dictionary.",
         "denoise": "Take noise from a photograph, or fill its missing pixels.",
+        "interpret": "Judge a sparse autoencoder; an HTML report of its latents.",
         "plan": "Predict memory, bytes and time of a job; run nothing.",
     },
     "Look": {

@@ -22,7 +22,7 @@ from ..storage.artifacts.export import write_files
 from ..storage.ingest.images import find_images, read_photo
 from ..storage.patches import Preparation, cut_photo, merge_photo
 from ..workers.errors import JobError
-from ..workers.job import EncodeJob, Job
+from ..workers.job import Addresses, EncodeJob, Job
 from . import report
 from .learning import Fit, fit
 from .paths import absolute, make_importable
@@ -31,7 +31,7 @@ from .reporter import Reporter, silent
 GREY_VALUES = 255.0
 
 
-class DenoiseJob(Job):
+class DenoiseJob(Job, Addresses):
     """Take noise from a photograph, or fill its missing pixels, with a published dictionary of patches."""
 
     data: str = Field(min_length=1, description="the photograph: a file, or sklearn:china.jpg")
@@ -200,7 +200,7 @@ def cut(job: DenoiseJob, folder: str) -> EncodeJob:
     prepared = preparation(job)
     photo, _ = read(job, prepared)
     patches = cut_photo(photo, f"{folder}/patches.zarr", prepared, stride=job.stride)
-    shared = {name: getattr(job, name) for name in Job.model_fields if name != "data"}
+    shared = {name: getattr(job, name) for name in (*Job.model_fields, "store")}
     return EncodeJob(
         **shared,
         data=patches.uri,

@@ -1,8 +1,8 @@
-"""The flows that Prefect runs: `ingest`, `learn`, `encode` and `denoise`, each of one typed job that the UI shows as a
-form.
+"""The flows that Prefect runs: `ingest`, `harvest`, `learn`, `encode`, `denoise` and `interpret`, each of one typed job
+that the UI shows as a form.
 
-They add a page in the UI to the functions of learning.py, encoding.py, denoising.py and ingesting.py, where the work is
-done.
+They add a page in the UI to the functions of learning.py, encoding.py, denoising.py, harvesting.py, ingesting.py
+and interpreting.py, where the work is done.
 (No postponed annotations in this file: Prefect reads the flows' signatures.)
 """
 
@@ -24,13 +24,16 @@ from prefect.utilities.urls import url_for
 
 from ..storage import ArtifactStore, open_dataset
 from ..storage.ingest import IngestJob
+from ..workers.activations.job import HarvestJob
 from ..workers.job import EncodeJob, LearnJob
-from . import denoising, encoding, ingesting, learning
+from . import denoising, encoding, harvesting, ingesting, interpreting, learning
 from .console import duration, say
 from .denoising import DenoiseJob, DenoiseResult
 from .encoding import EncodeResult
 from .errors import Cancelled
+from .harvesting import HarvestResult
 from .ingesting import IngestResult
+from .interpreting import InterpretJob, InterpretResult
 from .learning import Fit, LearnResult
 from .prefect_reporter import Page, history_rows, metrics_markdown, pictures_markdown
 from .reporter import Reporter, several, silent
@@ -113,6 +116,28 @@ def ingest(params: IngestJob) -> IngestResult:
     return result
 
 
+@flow(name="harvest", flow_run_name=lambda: name_of("harvest"))
+@cancellable
+def harvest(params: HarvestJob) -> HarvestResult:
+    """Write what passes through a transformer while it reads texts, as data sets to learn dictionaries from."""
+    job = harvesting.check(params)
+    with page(f"activations of {os.path.basename(job.model)}", lambda _: {}) as shown:
+        done = read_activations(job, shown)
+        result = gather(job, done)
+        report_activations(result, shown)
+    return result
+
+
+@flow(name="interpret", flow_run_name=lambda: name_of("interpret"))
+@cancellable
+def interpret(params: InterpretJob) -> InterpretResult:
+    """Judge a sparse autoencoder by activations, and show what its latents answer to, in one HTML file."""
+    with page(f"{params.dictionary} by {os.path.basename(params.data)}", lambda _: {}) as shown:
+        result = judge(params, shown)
+        report_judgement(result, shown)
+    return result
+
+
 # -- tasks: one a noun; none is cached, because what they make lies in a store --------------------------------------
 
 
@@ -179,6 +204,37 @@ def report_photo(result: DenoiseResult, shown: Page) -> None:
         f"# `{result.out}`\n\n{result.patches:,} patches under {result.dictionary}; before, after (and as it was).\n\n"
     )
     shown.finish(None, text + metrics_markdown(result.metrics) + pictures_markdown(result.figures))
+
+
+@task(name="harvest", cache_policy=NO_CACHE)
+def read_activations(job: HarvestJob, shown: Page) -> Fit:
+    """The workers read the texts shard by shard."""
+    return learning.fit(job, several(shown, LISTENER.get()), "harvest")
+
+
+@task(name="finish", cache_policy=NO_CACHE)
+def gather(job: HarvestJob, done: Fit) -> HarvestResult:
+    """The data sets are opened and looked at."""
+    return kept(harvesting.finish(job, done))
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report_activations(result: HarvestResult, shown: Page) -> None:
+    """What was written, on the run's page."""
+    made = "".join(f"- `{out}`: {result.rows:,} rows of {dim}\n" for out, dim in zip(result.outs, result.dims))
+    shown.finish(None, f"# Activations\n\n{made}\n{metrics_markdown(result.fit.metrics)}")
+
+
+@task(name="interpret", cache_policy=NO_CACHE)
+def judge(job: InterpretJob, shown: Page) -> InterpretResult:
+    """All rows are coded, added up, and the strongest of every latent kept."""
+    return kept(interpreting.interpret(job, several(shown, LISTENER.get())))
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report_judgement(result: InterpretResult, shown: Page) -> None:
+    """The numbers, on the run's page."""
+    shown.finish(None, f"# {result.dictionary}\n\n`{result.out}`\n\n{metrics_markdown(result.metrics)}")
 
 
 @task(name="ingest", cache_policy=NO_CACHE)

@@ -53,6 +53,8 @@ class Fit:
     seed: int = 0
     others: tuple[Fit, ...] = ()
     """The fits from the job's other starts, which are not published."""
+    outs: tuple[str, ...] = ()
+    """The data sets that a harvest wrote."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,13 @@ def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
     step = int(last.result.get("step", last.step))
     metrics = {name: last.metrics[name] for name in ordered(last.metrics) if name != "seconds"}
     return Fit(
-        str(last.result.get("run_id", last.run_id)), step, last.seconds, metrics, last.rows_per_second, last.spent
+        str(last.result.get("run_id", last.run_id)),
+        step,
+        last.seconds,
+        metrics,
+        last.rows_per_second,
+        last.spent,
+        outs=tuple(last.result.get("outs", ())),
     )
 
 

@@ -27,8 +27,12 @@ def absolute(job: B) -> B:
         changes["module_path"] = os.path.abspath(values["module_path"] or os.getcwd())
     if str(values.get("atoms") or "").partition("::")[0].endswith((".npy", ".npz")):
         changes["atoms"] = _absolute(values["atoms"])
-    if "sources" in values:
-        changes["sources"] = [_absolute(s) for s in values["sources"]]
+    for name in ("sources", "texts"):
+        if name in values:
+            changes[name] = [_absolute(s) for s in values[name]]
+    if "texts" in values:
+        # A folder or a file; models of dictionaries have names.
+        changes["model"] = values["model"] and _absolute(values["model"])
     return job.model_copy(update=changes)
 
 

@@ -19,7 +19,7 @@ from .reporter import Console, Reporter
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Program = Literal["ingest", "learn", "encode", "denoise"]
+Program = Literal["ingest", "harvest", "learn", "encode", "denoise", "interpret"]
 PROGRAMS: tuple[Program, ...] = get_args(Program)
 UI_HINT = "(no Prefect server is running; `sparsefleet up` starts one with a UI)"
 
@@ -47,7 +47,14 @@ def run(program: Program, job: BaseModel, *, title: str, flow: bool, again: str)
 def _plainly(program: Program) -> Callable[[Any, Reporter], Any]:
     from importlib import import_module
 
-    module = {"ingest": "ingesting", "learn": "learning", "encode": "encoding", "denoise": "denoising"}[program]
+    module = {
+        "ingest": "ingesting",
+        "harvest": "harvesting",
+        "learn": "learning",
+        "encode": "encoding",
+        "denoise": "denoising",
+        "interpret": "interpreting",
+    }[program]
     return getattr(import_module(f"sparsefleet.pipelines.{module}"), program)
 
 

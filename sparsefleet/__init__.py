@@ -24,6 +24,8 @@ _PUBLIC = {
     "ArtifactStore": "storage",
     "LearnJob": "workers",
     "EncodeJob": "workers",
+    "HarvestJob": "workers",
+    "harvest": "pipelines",
     "learn": "pipelines",
     "encode": "pipelines",
     "ingest": "pipelines",

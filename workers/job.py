@@ -19,12 +19,9 @@ NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
 
 
 class Job(BaseModel):
-    """What every job on the engines has: the data, where it runs, where its artifacts are kept."""
+    """What every job on the engines has: where it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data: str = Field(min_length=1, description="URI of the data set: a path or s3://bucket/prefix")
-    store: str = Field("./artifacts", min_length=1, description="URI of the artifact store")
 
     engine: str = Field(
         "local", description="where it runs: local, ray, mpi", json_schema_extra={"enum": ["local", "ray", "mpi"]}
@@ -108,7 +105,14 @@ class Job(BaseModel):
         return self.model_dump(mode="json")
 
 
-class LearnJob(Job):
+class Addresses(BaseModel):
+    """Where a job's data lie and its artifacts are kept."""
+
+    data: str = Field(min_length=1, description="URI of the data set: a path or s3://bucket/prefix")
+    store: str = Field("./artifacts", min_length=1, description="URI of the artifact store")
+
+
+class LearnJob(Job, Addresses):
     """Learn a dictionary from a data set and publish it as a version."""
 
     name: str = Field(
@@ -207,7 +211,7 @@ class LearnJob(Job):
 _IDENTITY = {"name", "model", "atoms", "settings", "passes", "batch_rows", "schedule", "dtype", "seed", "rows"}
 
 
-class EncodeJob(Job):
+class EncodeJob(Job, Addresses):
     """Compute sparse codes of a data set under a published dictionary."""
 
     dictionary: str = Field(
@@ -300,10 +304,6 @@ class EncodeJob(Job):
                 f"dictionary={self.dictionary!r}: a file has no inference of its own; choose a coder, as in --coder omp"
             )
         return None
-
-
-JOBS: dict[str, type[Job]] = {job.__name__: job for job in (LearnJob, EncodeJob)}
-"""Kinds of job by class name, for what carries a job to another process."""
 
 
 SHORT = {"annealing": ["settings", "annealing"], "iterations": ["passes"]}

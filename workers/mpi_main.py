@@ -14,7 +14,7 @@ from pathlib import Path
 from . import logs
 from .communicator import MPI
 from .engines.failures import describe
-from .job import JOBS
+from .kinds import JOBS
 from .program import run_program
 
 

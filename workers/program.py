@@ -1,4 +1,4 @@
-"""The programs that a group of workers runs, every member the same: `learn` and `encode`.
+"""The programs that a group of workers runs, every member the same: `learn`, `encode` and `harvest`.
 
 A program is a generator of `Progress`; an engine starts it on each member with that member's communicator and hands
 on what rank 0 yields. The last commit is the truth: whoever starts the same job again continues there.
@@ -24,6 +24,7 @@ from ..models import Batch, Model, Params, Stage, Stats
 from ..storage import ArtifactStore, StorageError, StoreConflict, locate, open_dataset
 from ..storage.artifacts import RunBranch
 from . import logs, memories
+from .activations.job import HarvestJob
 from .communicator import Communicator
 from .errors import EngineError, JobError
 from .feed import Feed, Update
@@ -183,7 +184,14 @@ def encode(job: EncodeJob, comm: Communicator) -> Generator[Progress, None, None
     )
 
 
-PROGRAMS: dict[str, Program] = {"learn": learn, "encode": encode}
+def harvest(job: HarvestJob, comm: Communicator) -> Generator[Progress, None, None]:
+    """Write the activations of a network, shard by shard; see activations/harvesting.py."""
+    from .activations.harvesting import harvest as run
+
+    yield from run(job, comm, prepare_process(job))
+
+
+PROGRAMS: dict[str, Program] = {"learn": learn, "encode": encode, "harvest": harvest}
 
 
 # -- the steps of a program -----------------------------------------------------------------------------------------

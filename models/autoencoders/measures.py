@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import Batch, Params, Stats
+from ..base import Batch, Codes, Params, Stats
 from ..errors import ModelError
 from .autoencoder import Autoencoder
 
@@ -40,9 +40,9 @@ class Evaluation(Stats):
     """[H] sum of |code|."""
 
 
-def evaluate(model: Autoencoder, params: Params, batch: Batch) -> Evaluation:
-    """The sums over the rows of a batch, whose columns are those of the model's `arrays`."""
-    codes = model.encode(params, batch)
+def evaluate(model: Autoencoder, params: Params, batch: Batch, codes: Codes | None = None) -> Evaluation:
+    """The sums over the rows of a batch, whose columns are those of the model's `arrays`; `codes`: theirs, if known."""
+    codes = codes or model.encode(params, batch)
     dim = model.input_dim(params)
     out = params["W_dec"].shape[1]
     rows = batch.x[:, :dim] if model.target is None else batch.x[:, dim : dim + out]

@@ -74,12 +74,15 @@ def _from_prefect(run: str, flow: bool, as_json: bool) -> None:
 
 def _job_class(program: Program, values: dict[str, Any]) -> type[Any]:
     from ...storage.ingest import INGESTS
+    from ...workers.activations.job import HarvestJob
     from ...workers.job import EncodeJob, LearnJob
     from ..denoising import DenoiseJob
+    from ..interpreting import InterpretJob
 
     if program == "ingest":
         return INGESTS[values["kind"]].job
-    return {"learn": LearnJob, "encode": EncodeJob, "denoise": DenoiseJob}[program]
+    jobs = {"harvest": HarvestJob, "learn": LearnJob, "encode": EncodeJob, "denoise": DenoiseJob}
+    return (jobs | {"interpret": InterpretJob})[program]
 
 
 def _continue(program: Program, values: dict[str, Any], flow: bool, as_json: bool) -> None:

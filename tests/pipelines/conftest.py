@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from sparsefleet.storage import create_dataset
 
+from ..networks import bert, llama, texts
+
+__all__ = ["bert", "llama", "texts"]
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsefleet.models import ModelError
 from sparsefleet.workers import EncodeJob, JobError, LearnJob
-from sparsefleet.workers.job import JOBS, apply_assignments, parse_assignment
+from sparsefleet.workers.job import apply_assignments, parse_assignment
+from sparsefleet.workers.kinds import JOBS
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

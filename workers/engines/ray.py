@@ -20,7 +20,8 @@ from typing import Any
 from .. import logs
 from ..communicator import PeerLost, TorchDistributed
 from ..errors import EngineError, JobError
-from ..job import JOBS, Job
+from ..job import Job
+from ..kinds import JOBS
 from ..meters import Meters
 from ..plan import device_of, threads_of
 from ..program import run_program

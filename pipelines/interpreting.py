@@ -1,0 +1,230 @@
+"""Judging a sparse autoencoder by activations: numbers, and what its latents answer to. Plain functions; flows.py wraps
+them for Prefect."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..models import Batch
+from ..models.autoencoders.autoencoder import Autoencoder
+from ..models.autoencoders.measures import Evaluation, evaluate, summary
+from ..storage import ArtifactStore, Dataset, open_dataset
+from ..workers.activations import hosts
+from ..workers.activations.harvesting import read
+from ..workers.activations.job import HarvestJob
+from ..workers.activations.splicing import Change, losses, recovered
+from ..workers.activations.taps import Tap
+from ..workers.columns import read_columns, widths
+from ..workers.errors import JobError
+from ..workers.job import EncodeJob
+from ..workers.progress import Progress
+from ..workers.start import Dictionary, load_dictionary
+from .examples import Strongest, with_contexts
+from .paths import absolute
+from .reporter import Reporter, silent
+
+BATCH_ROWS = 4096
+
+
+class InterpretJob(BaseModel):
+    """Judge a sparse autoencoder by a data set of activations, and show what its latents answer to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field(min_length=1, description="URI of the data set of activations; best of other texts than learning")
+    dictionary: str = Field(min_length=1, description="the dictionary: NAME, NAME@VERSION or NAME@ALIAS")
+    out: str = Field(min_length=1, description="HTML file to write; it needs no other file and no network")
+    store: str = Field("./artifacts", min_length=1, description="URI of the artifact store")
+    model: str = Field(
+        "", description="the model that the activations are of, as in harvest: to show tokens as text and for --texts"
+    )
+    texts: list[str] = Field(
+        default_factory=list[str], description="texts to state the loss recovered on: files, folders or patterns"
+    )
+    tokens: int = Field(8192, ge=1, description="tokens of these texts that are used")
+    rows: int | None = Field(None, ge=1, description="use only the first rows of the data set")
+    atoms: int = Field(64, ge=0, le=100_000, description="latents to show, spread evenly from rare to frequent ones")
+    examples: int = Field(8, ge=1, le=1000, description="rows to show of each")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
+
+    @model_validator(mode="after")
+    def _texts_need_a_model(self) -> InterpretJob:
+        if self.texts and not self.model:
+            raise JobError("texts: the loss recovered needs the model as well, as in --model input:smollm2")
+        return self
+
+
+@dataclass(frozen=True)
+class InterpretResult:
+    """A report, and the numbers in it."""
+
+    out: str
+    dictionary: str
+    rows: int
+    metrics: dict[str, float]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(vars(self))
+
+
+def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult:
+    """Judge an autoencoder and write the report.
+
+    Raises:
+        JobError, StorageError: the job cannot be done as it is.
+    """
+    from .interpret_report import Page, page
+
+    begun = time.monotonic()
+    job = check(job)
+    data, found = open_dataset(job.data), dictionary_of(job)
+    device = torch.device(job.device)
+    params = found.model.prepare({n: p.to(device) for n, p in found.params.items()})
+    found = Dictionary(found.ref, found.snapshot, found.model, params)
+    sums, strongest = measure(job, data, found, reporter)
+    metrics = summary(sums)
+    if job.texts:
+        metrics |= loss_recovered(job, data, found, sums)
+    shown = spread((sums.positive + sums.negative).cpu().numpy(), job.atoms)
+    examples = with_contexts(data, strongest, shown, lambda rows: codes_of(data, found, rows))
+    tokenizer = hosts.load_tokenizer(hosts.find_model(job.model)) if job.model else None
+    spell = (lambda token: str(tokenizer.decode([token]))) if tokenizer else (lambda token: f" {token}")
+    content = page(Page(found.ref, data, metrics, sums, examples, spell))
+    Path(job.out).write_text(content, encoding="utf-8")
+    seconds = time.monotonic() - begun
+    rows = int(sums.rows)
+    reporter(Progress(kind="done", step=rows, steps=rows, seconds=seconds, message="written", metrics=metrics))
+    return InterpretResult(job.out, found.ref, rows, metrics, seconds)
+
+
+def check(job: InterpretJob) -> InterpretJob:
+    """The job with absolute addresses and the dictionary's version pinned, if it can be done.
+
+    Raises:
+        JobError, StorageError: it cannot; the message says why.
+    """
+    job = absolute(job)
+    if not Path(job.out).parent.is_dir():
+        raise JobError(f"out={job.out!r}: there is no folder {str(Path(job.out).parent)!r}")
+    data = open_dataset(job.data)
+    if job.model:
+        hosts.require_packages()
+        given, made = hosts.fingerprint(hosts.find_model(job.model)), data.attributes.get("model")
+        if given != made:
+            raise JobError(f"model={job.model!r} is not the one that {data.uri!r} was harvested from")
+    ref = ArtifactStore(job.store, create=False).resolve(job.dictionary).ref
+    job = job.model_copy(update={"dictionary": ref})
+    found = dictionary_of(job)
+    dim, wanted = widths(data, found.model.arrays)[0], found.model.input_dim(found.params)
+    if dim != wanted:
+        raise JobError(f"dictionary {ref} is for rows of {wanted} dimensions, but data set {data.uri!r} has {dim}")
+    return job
+
+
+def dictionary_of(job: InterpretJob) -> Dictionary:
+    """The autoencoder. JobError where the dictionary is none."""
+    found = load_dictionary(
+        EncodeJob.parse({"data": job.data, "dictionary": job.dictionary, "store": job.store, "out": "-"})
+    )
+    if not isinstance(found.model, Autoencoder):
+        raise JobError(f"dictionary {found.ref} is no sparse autoencoder, but a {type(found.model).__name__}")
+    return found
+
+
+def measure(
+    job: InterpretJob, data: Dataset, found: Dictionary, reporter: Reporter = silent
+) -> tuple[Evaluation, Strongest]:
+    """The sums over all rows, and every latent's strongest rows."""
+    assert isinstance(found.model, Autoencoder)
+    rows = min(job.rows or data.rows, data.rows)
+    strongest = Strongest(found.model.atoms, job.examples)
+    total: Evaluation | None = None
+    begun = time.monotonic()
+    for start in range(0, rows, BATCH_ROWS):
+        stop = min(start + BATCH_ROWS, rows)
+        batch = _batch(job.device, found, read_columns(data, found.model.arrays, start, stop))
+        codes = found.model.encode(found.params, batch)
+        part = evaluate(found.model, found.params, batch, codes)
+        total = part if total is None else total + part
+        strongest.add(start, codes.indices.cpu().numpy(), codes.values.cpu().numpy())
+        seconds = time.monotonic() - begun
+        speed = stop / max(seconds, 1e-9)
+        reporter(Progress(kind="step", step=stop, steps=rows, seconds=seconds, rows_per_second=speed))
+    assert total is not None
+    return total, strongest
+
+
+def loss_recovered(job: InterpretJob, data: Dataset, found: Dictionary, sums: Evaluation) -> dict[str, float]:
+    """Cross-entropies in nats: of the network itself, and with the rows of `job.texts` replaced by reconstructions, by
+    zero and by the mean of the data set; and the shares recovered.
+
+    Raises:
+        JobError: the network predicts no next tokens, or the dictionary is a transcoder.
+    """
+    assert isinstance(found.model, Autoencoder)
+    model, path = found.model, hosts.find_model(job.model)
+    if not hosts.predicts_next(path):
+        raise JobError(f"texts: {path.name} does not predict next tokens, so it has no loss to recover")
+    if model.target is not None:
+        raise JobError(f"texts: {found.ref} is a transcoder; the loss recovered is stated for autoencoders")
+    about = data.attributes
+    values = {"context": about["context"], "skip": about["skip"], "tokens": job.tokens}
+    windows = read(HarvestJob.parse({"model": job.model, "texts": job.texts, "out": "-", **values})).windows
+    device = torch.device(job.device)
+    network = hosts.load_network(path, device)
+    mean = (sums.total / sums.rows).to(device)
+
+    def rebuilt(x: torch.Tensor) -> torch.Tensor:
+        batch = Batch(x.to(model.torch_dtype))
+        return model.reconstruct(found.params, model.encode(found.params, batch))
+
+    changes: dict[str, Change] = {
+        "reconstruction": rebuilt,
+        "zero": lambda x: torch.zeros_like(x),
+        "mean": lambda x: mean.to(x.dtype).expand_as(x),
+    }
+    got = losses(network, Tap.parse(about["module"]), windows, changes, device)
+    return {
+        "ce_recovered_zero": recovered(got, without="zero"),
+        "ce_recovered_mean": recovered(got, without="mean"),
+        **{f"ce_{name}": value for name, value in got.items()},
+    }
+
+
+def spread(fired: NDArray[Any], count: int) -> list[int]:
+    """At most `count` of the latents that fire, spread evenly from rare to frequent."""
+    alive = np.flatnonzero(fired > 0)
+    order = alive[np.argsort(fired[alive], kind="stable")]
+    at = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))
+    return order[at].tolist() if len(order) and count else []
+
+
+def codes_of(data: Dataset, found: Dictionary, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Indices and values [n, k] of rows, given by number, which rise; every chunk is read once."""
+    device = str(found.params["W_dec"].device)
+    indices: list[NDArray[Any]] = []
+    values: list[NDArray[Any]] = []
+    for chunk in np.unique(rows // data.chunk_rows):
+        start = int(chunk) * data.chunk_rows
+        block = read_columns(data, found.model.arrays, start, min(start + data.chunk_rows, data.rows))
+        mine = rows[rows // data.chunk_rows == chunk] - start
+        codes = found.model.encode(found.params, _batch(device, found, block[mine]))
+        indices.append(codes.indices.cpu().numpy())
+        values.append(codes.values.cpu().numpy())
+    if not indices:
+        return np.zeros((0, 1), dtype=np.int32), np.zeros((0, 1))
+    return np.concatenate(indices), np.concatenate(values)
+
+
+def _batch(device: str, found: Dictionary, rows: NDArray[Any]) -> Batch:
+    return Batch(torch.from_numpy(np.ascontiguousarray(rows)).to(device, found.model.torch_dtype))
