@@ -368,8 +368,10 @@ def _environment(threads: int, *, local: bool) -> dict[str, str]:
 
 
 def _meet_on_this_node() -> None:
-    """Let gloo listen where Ray says that this node is: by itself it takes what the host's own name means, which on many
-    systems is loopback, where no other node finds it."""
+    """Let gloo listen where Ray says that this node is.
+
+    By itself it takes what the host's own name means, which on many systems is loopback, where no other node finds it.
+    """
     import psutil
     import ray
 

@@ -51,10 +51,18 @@ class Site:
         """`sparsefleet learn --submit compose`, slow and committing often; returns the flow run's id."""
         group = {"workers": 2, "threads": 1} | ({"address": "auto"} if engine == "ray" else {})
         given = {
-            **{"data": self.data, "store": self.store, "module-path": self.folder, "model": "own_mean:Mean"},
-            **{"name": "m", "atoms": 3, "passes": passes, "set": f"model.pause={pause}", "engine": engine},
+            "data": self.data,
+            "store": self.store,
+            "module-path": self.folder,
+            "model": "own_mean:Mean",
+            "name": "m",
+            "atoms": 3,
+            "passes": passes,
+            "set": f"model.pause={pause}",
+            "engine": engine,
             **({} if engine == "local" else group),
-            **{"commit-seconds": 0.5, "report-seconds": 0.5},
+            "commit-seconds": 0.5,
+            "report-seconds": 0.5,
             **flags,
         }
         words = [word for key, value in given.items() for word in (f"--{key}", value)]

@@ -38,8 +38,8 @@ SPACES = ("database", "prefect", "s3-server", "ray-head", *NODES, "worker")
 MARK = "FLEET_SERVICE"
 PROGRAMS = {"prefect": "prefect", "ray": "ray.scripts.scripts", "sparsefleet": "sparsefleet.pipelines.cli"}
 MAIN = {"sparsefleet": "from sparsefleet.pipelines.cli import main; main()"}
-# Ray notices a node that is cut off after about a minute; here within twenty seconds. Names are in files here, which the
-# system's resolver reads. The rest saves memory.
+# Ray notices a node that is cut off after about a minute; here within twenty seconds. Names stand in /etc/hosts, which
+# the system's resolver reads. The rest saves memory.
 RAY_HERE = {
     "GRPC_DNS_RESOLVER": "native",
     "RAY_health_check_initial_delay_ms": "5000",
