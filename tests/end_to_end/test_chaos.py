@@ -5,6 +5,7 @@
 
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from .places import Place
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 PASSES = 60
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+CLOCK = Path(__file__).parent / "fleet" / "clock.c"
+DAY = 86400
 
 
 def kill_a_ray_worker(fleet: Topology) -> None:
@@ -38,7 +40,7 @@ def kill_the_raylet(fleet: Topology) -> None:
 
 def cut_a_node_off(fleet: Topology) -> None:
     fleet.network.connect(NODES[0], False)
-    time.sleep(40)
+    time.sleep(45)
     fleet.network.connect(NODES[0], True)
 
 
@@ -75,14 +77,14 @@ class Row:
     """A fault and what becomes of the run."""
 
     fault: Callable[[Topology], None]
-    restarts: bool = False
-    """The group of workers is started again."""
+    restarts: bool | None = False
+    """The group of workers is started again; None: that depends on what is hit."""
 
 
 ROWS = [
-    Row(close_s3_for_30_seconds),
-    Row(let_s3_fail_often),
-    Row(slow_s3_down),
+    Row(close_s3_for_30_seconds, restarts=None),
+    Row(let_s3_fail_often, restarts=None),
+    Row(slow_s3_down, restarts=None),
     Row(kill_a_ray_worker, restarts=True),
     Row(kill_a_node, restarts=True),
     Row(kill_the_raylet, restarts=True),
@@ -110,7 +112,8 @@ def test_a_run_ends_well_although(fleet: Topology, row: Row) -> None:
     row.fault(fleet)
     assert site.ends(run, 300) == "COMPLETED", site.said(run)
     print(site.said(run))
-    assert ("workers started again" in site.said(run)) == row.restarts
+    if row.restarts is not None:
+        assert ("workers started again" in site.said(run)) == row.restarts
     print(f"{row.fault.__name__}: relative difference of W {site.check_result(PASSES):.1e}")
 
 
@@ -169,18 +172,17 @@ def test_twenty_runs_at_once_on_a_limit_of_two(fleet: Topology) -> None:
 @pytest.mark.parametrize("engine", ["local", "mpi"])
 def test_the_clock_jumps_by_a_day_and_back(tmp_path: Path, engine: str) -> None:
     """The clock of all processes of one command; the time that has passed does not jump."""
-    if not FAKETIME.exists():
-        pytest.skip("libfaketime is not installed")
-    place, clock = Place(tmp_path), tmp_path / "clock"
-    clock.write_text("+0")
-    faked = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
+    if not shutil.which("g++"):
+        pytest.skip("no compiler for what moves the clock")
+    place, offset, library = Place(tmp_path), tmp_path / "offset", tmp_path / "clock.so"
+    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", library, CLOCK], check=True)
+    offset.write_text("0")
     try:
-        command = place.learn(engine, {**faked, "DONT_FAKE_MONOTONIC": "1"}, pause=0.05)
-        for offset in ("+1d", "-1d", "+0"):
+        command = place.learn(engine, {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(offset)}, pause=0.05)
+        for seconds in (DAY, -DAY, 0):
             place.commits(command, 2)
-            new = clock.with_suffix(".new")
-            new.write_text(offset)
-            shutil.move(new, clock)
+            offset.with_suffix(".new").write_text(str(seconds))
+            offset.with_suffix(".new").replace(offset)
         code, _, said = command.end(120)
         assert code == 0, said
         print(f"{engine}: relative difference of W {place.check_result(place.undisturbed()):.1e}")

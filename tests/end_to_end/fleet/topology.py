@@ -38,18 +38,18 @@ SPACES = ("database", "prefect", "s3-server", "ray-head", *NODES, "worker")
 MARK = "FLEET_SERVICE"
 PROGRAMS = {"prefect": "prefect", "ray": "ray.scripts.scripts", "sparsefleet": "sparsefleet.pipelines.cli"}
 MAIN = {"sparsefleet": "from sparsefleet.pipelines.cli import main; main()"}
-# Ray notices a node that is cut off after about a minute; here within twenty seconds. Names stand in /etc/hosts, which
+# Ray notices a node that is cut off after about a minute; here within half a minute. Names stand in /etc/hosts, which
 # the system's resolver reads. The rest saves memory.
 RAY_HERE = {
     "GRPC_DNS_RESOLVER": "native",
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "4000",
-    "RAY_health_check_failure_threshold": "4",
+    "RAY_health_check_failure_threshold": "6",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(100 * 2**20),
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 STOP_SECONDS = 8.0
 
 
