@@ -4,12 +4,9 @@
 """
 
 import json
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from sparsefleet.storage import ArtifactStore
@@ -17,13 +14,10 @@ from sparsefleet.storage import ArtifactStore
 from ..waiting import wait_for
 from .fleet.jobs import Site
 from .fleet.topology import NODES, Topology
-from .places import Place
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 PASSES = 60
-CLOCK = Path(__file__).parent / "fleet" / "clock.c"
-DAY = 86400
 
 
 def kill_a_ray_worker(fleet: Topology) -> None:
@@ -167,24 +161,3 @@ def test_twenty_runs_at_once_on_a_limit_of_two(fleet: Topology) -> None:
         assert sorted(version.number for version in store.history("m")) == list(range(1, 21))
         assert sorted(store.card(f"m@{number}")["seed"] for number in range(1, 21)) == list(range(20))
         assert store.runs() == []
-
-
-@pytest.mark.parametrize("engine", ["local", "mpi"])
-def test_the_clock_jumps_by_a_day_and_back(tmp_path: Path, engine: str) -> None:
-    """The clock of all processes of one command; the time that has passed does not jump."""
-    if not shutil.which("g++"):
-        pytest.skip("no compiler for what moves the clock")
-    place, offset, library = Place(tmp_path), tmp_path / "offset", tmp_path / "clock.so"
-    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", library, CLOCK], check=True)
-    offset.write_text("0")
-    try:
-        command = place.learn(engine, {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(offset)}, pause=0.05)
-        for seconds in (DAY, -DAY, 0):
-            place.commits(command, 2)
-            offset.with_suffix(".new").write_text(str(seconds))
-            offset.with_suffix(".new").replace(offset)
-        code, _, said = command.end(120)
-        assert code == 0, said
-        print(f"{engine}: relative difference of W {place.check_result(place.undisturbed()):.1e}")
-    finally:
-        place.clean_up()

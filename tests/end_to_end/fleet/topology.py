@@ -21,7 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,9 @@ class Service:
     process: subprocess.Popen[bytes] | None = None
     wanted: bool = True
     """Whether it is started again when it ends."""
-    starts: int = field(default=0)
+    starts: int = 0
+    begun: int = 0
+    """Where in its log the last start begins, in characters."""
 
 
 class Topology:
@@ -136,7 +138,8 @@ class Topology:
         assert pool.returncode == 0, pool.stderr
         self._start_as_composed("worker")
         self._wait_for("worker", self.has_worker)
-        self._wait_for(NODES[1], lambda: self.raylets() == 4)
+        for node in NODES:
+            self._wait_for(node, lambda node=node: self._has_joined(node))
 
     def close(self) -> None:
         """End every process, by its own id, and remove namespaces and files."""
@@ -216,6 +219,7 @@ class Topology:
             *service.command,
         ]
         own = {MARK: self._mark(service.name), "RAY_TMPDIR": str(home), "PREFECT_HOME": str(home)}
+        service.begun = len(self.log(service.name))
         with (self.folder / f"{service.name}.log").open("ab") as log:
             service.process = subprocess.Popen(
                 words,
@@ -253,7 +257,8 @@ class Topology:
         for path in (home, home / "socket", password):
             shutil.chown(path, "nobody", "nogroup")
             path.chmod(0o700)
-        as_nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        # Another user's process forgets with whom it was to die: it is told again.
+        as_nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--pdeathsig=KILL"]
         access = ["--auth=scram-sha-256", "--username=prefect", f"--pwfile={password}"]
         made = [*as_nobody, str(_postgres() / "initdb"), "--no-sync", f"--pgdata={home / 'data'}", *access]
         subprocess.run(made, cwd="/", capture_output=True, check=True)
@@ -370,9 +375,12 @@ class Topology:
         return any(worker["status"] == "ONLINE" for worker in self._answers("work_pools/compose/workers/filter") or ())
 
     def raylets(self) -> int:
-        """How many raylets run (that Ray counts them as nodes follows at once)."""
-        names = ("ray-head", *NODES, "worker")
-        return sum(bool(self.processes(name, "/raylet/raylet ")) for name in names)
+        """How many raylets run and have joined the cluster."""
+        return sum(self._has_joined(name) for name in ("ray-head", *NODES, "worker"))
+
+    def _has_joined(self, name: str) -> bool:
+        said = self.log(name)[self.services[name].begun :]
+        return "Ray runtime started" in said and bool(self.processes(name, "/raylet/raylet "))
 
     def _answers(self, path: str) -> Any:
         try:
