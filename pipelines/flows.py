@@ -25,6 +25,7 @@ from prefect.utilities.urls import url_for
 from ..storage import ArtifactStore, open_dataset
 from ..storage.ingest import IngestJob
 from ..workers.activations.job import HarvestJob
+from ..workers.engines.patience import patiently
 from ..workers.job import EncodeJob, LearnJob
 from . import denoising, encoding, harvesting, ingesting, interpreting, learning
 from .console import duration, say
@@ -156,7 +157,7 @@ def publish(job: LearnJob, done: Fit) -> LearnResult:
 @task(name="report", cache_policy=NO_CACHE)
 def report(result: LearnResult, shown: Page) -> None:
     """The final pictures and numbers on the run's page."""
-    history = ArtifactStore(result.store).load(result.ref).history
+    history = patiently(lambda: ArtifactStore(result.store).load(result.ref).history)
     link = result.store if "://" in result.store else f"file://{result.store}"
     shown.finish(
         history_rows(history),

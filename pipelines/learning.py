@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..models import TRAINING
-from ..storage import ArtifactStore, Dataset, NotFound, StorageError, open_dataset
+from ..storage import ArtifactStore, Dataset, NotFound, StorageError, Unreachable, open_dataset
 from ..storage.artifacts import Checkpoint, Version
 from ..storage.artifacts.names import check_alias
 from ..workers import engines, logs
 from ..workers.encoding import check_complete
+from ..workers.engines.patience import patiently
 from ..workers.errors import EngineError, JobError
 from ..workers.job import Job, LearnJob
 from ..workers.progress import Progress
@@ -214,7 +215,14 @@ def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
 
 
 def publish(job: LearnJob, fit: Fit) -> LearnResult:
-    """Make a finished run's last commit a version of `job.name`, point the aliases at it, drop the run's branch."""
+    """Make a finished run's last commit a version of `job.name`, point the aliases at it, drop the run's branch.
+
+    A store that is away is waited for. What was done before is recognised, so that nothing is published twice.
+    """
+    return patiently(lambda: _publish(job, fit))
+
+
+def _publish(job: LearnJob, fit: Fit) -> LearnResult:
     store = ArtifactStore(job.store)
     run = store.run(fit.run_id)
     found = run.latest()
@@ -241,6 +249,8 @@ def publish(job: LearnJob, fit: Fit) -> LearnResult:
         run.drop()
         for other in fit.others:
             store.run(other.run_id).drop()
+    except Unreachable:
+        raise
     except StorageError as err:
         raise EngineError(
             f"what was learned could not be published: {err}. It is kept in run {fit.run_id}: "

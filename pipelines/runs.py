@@ -119,14 +119,17 @@ def cancel(prefect: SyncPrefectClient, run: FlowRun, wait_seconds: float) -> Flo
 def retry(prefect: SyncPrefectClient, run: FlowRun) -> None:
     """Let a worker run it again under the same id; it goes on from its last commit.
 
+    A run that was cancelled and has not ended is taken up as well: whoever should have ended it may have died with it.
+
     Raises:
         PipelineError: it runs still, or has completed.
     """
     from prefect.states import AwaitingRetry
 
-    if not is_final(run):
+    if not is_final(run) and not (run.state and run.state.is_cancelling()):
         raise PipelineError(
-            f"run {run.name!r} has not ended ({run.state.name if run.state else 'pending'}); it needs no resume"
+            f"run {run.name!r} has not ended ({run.state.name if run.state else 'pending'}); it needs no resume "
+            f"(if its worker is gone: sparsefleet cancel {str(run.id)[:8]}, then resume)"
         )
     if run.state is not None and run.state.is_completed():
         raise PipelineError(f"run {run.name!r} has completed; there is nothing to resume")

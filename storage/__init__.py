@@ -7,7 +7,7 @@ Errors: the `StorageError` family.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadData, NotFound, StorageError, StoreConflict
+from .errors import BadData, NotFound, StorageError, StoreConflict, Unreachable
 
 if TYPE_CHECKING:
     from .artifacts import ArtifactStore
@@ -49,6 +49,7 @@ __all__ = [
     "SoundsSource",
     "StorageError",
     "StoreConflict",
+    "Unreachable",
     "choose_layout",
     "create_dataset",
     "locate",

@@ -13,5 +13,9 @@ class BadData(StorageError, ValueError):
     """A source that cannot become a data set: wrong shape or type, NaN, nothing in it."""
 
 
+class Unreachable(StorageError):
+    """A store or data set whose server does not answer now, or says that it is too busy; later it may answer."""
+
+
 class StoreConflict(StorageError):
     """Somebody else changed or holds what was about to be changed."""

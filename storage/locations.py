@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from .errors import NotFound, StorageError
+from .errors import NotFound, StorageError, Unreachable
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
@@ -233,7 +233,7 @@ def _check_key(key: str, shown: str) -> None:
 def reaching(place: Location) -> Generator[None]:
     """Turns what the file system or the S3 client raises inside into one StorageError that names the place.
 
-    NotFound for what is not there; other exceptions pass unchanged.
+    NotFound for what is not there, Unreachable where the server may answer later; other exceptions pass unchanged.
     """
     from obstore import exceptions as s3
 
@@ -249,7 +249,9 @@ def reaching(place: Location) -> Generator[None]:
         raise StorageError(f"{place.uri}: {error.strerror or error}") from error
     except s3.BaseError as error:
         missing = "<Code>NoSuchBucket</Code>" in str(error)
-        raise (NotFound if missing else StorageError)(f"{place.uri}: {_reason(error)}") from error
+        away = re.search(r"HTTP error|status code: 5\d\d", str(error))
+        kind = NotFound if missing else Unreachable if away else StorageError
+        raise kind(f"{place.uri}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..models import Batch, Model, Params, Stage, Stats
-from ..storage import ArtifactStore, StorageError, StoreConflict, locate, open_dataset
+from ..storage import ArtifactStore, StorageError, StoreConflict, Unreachable, locate, open_dataset
 from ..storage.artifacts import RunBranch
 from . import logs, memories
 from .activations.job import HarvestJob
@@ -271,6 +271,8 @@ def remember(run: RunBranch | None, state: RunState, model: Model, feed: Feed, c
     uri = comm.broadcast(run.memory.at(name).uri if run is not None else "")
     try:
         memories.write(uri, model, feed.kept, comm, rows=feed.rows, block_rows=feed.block_rows)
+    except Unreachable:
+        raise
     except StorageError as err:
         raise _not_committed(state, err) from err
     return name
@@ -281,13 +283,14 @@ def commit(run: RunBranch, state: RunState, job: LearnJob, generation: str = "")
 
     Raises:
         StoreConflict: another process works on this run.
+        Unreachable: the store is away for now.
         EngineError: it could not be written; the commit before it is kept.
     """
     try:
         run.commit(state.step, state.arrays(), _columns(state), job.to_dict(), memory=generation)
         if generation:
             run.memory.keep(generation)
-    except StoreConflict:
+    except (StoreConflict, Unreachable):
         raise
     except StorageError as err:
         raise _not_committed(state, err) from err

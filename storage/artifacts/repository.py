@@ -26,7 +26,7 @@ import zarr
 from filelock import FileLock, Timeout
 from zarr.errors import BaseZarrError
 
-from ..errors import NotFound, StorageError, StoreConflict
+from ..errors import NotFound, StorageError, StoreConflict, Unreachable
 from ..locations import Location, reaching, s3_settings
 from . import refs, seals
 from .probe import SINGLE_WRITER, conditional_writes, single_writer
@@ -100,7 +100,7 @@ class Repository:
         try:
             return icechunk.Repository.open(_storage(inside))
         except icechunk.IcechunkError as error:
-            raise StorageError(f"{self.place.uri} cannot be opened: {_words(error)}") from error
+            raise _kind(error)(f"{self.place.uri} cannot be opened: {_words(error)}") from error
 
     def _create(self) -> icechunk.Repository:
         with self.locked():
@@ -209,6 +209,8 @@ class Repository:
         except (icechunk.IcechunkError, BaseZarrError, ValueError, LookupError, TypeError, RuntimeError) as error:
             if isinstance(error, StorageError):
                 raise
+            if isinstance(error, icechunk.IcechunkError) and _kind(error) is Unreachable:
+                raise Unreachable(f"{self.place.uri}: {_words(error)}") from error
             reason = _words(error) if isinstance(error, icechunk.IcechunkError) else str(error).partition("\n")[0][:200]
             raise StorageError(
                 f"{what} is damaged and cannot be read ({reason}): `artifacts verify` says more"
@@ -378,7 +380,13 @@ class Repository:
         except icechunk.ConflictError as error:
             raise StoreConflict(f"{self.place.uri}: somebody else wrote at the same moment") from error
         except icechunk.IcechunkError as error:
-            raise StorageError(f"{self.place.uri}: {_words(error)}") from error
+            raise _kind(error)(f"{self.place.uri}: {_words(error)}") from error
+
+
+def _kind(error: icechunk.IcechunkError) -> type[StorageError]:
+    """Unreachable for what the S3 client says after its own retries, when the server is away or answers with 5xx."""
+    away = any(words in error.message for words in ("dispatch failure", "service error", "timeout"))
+    return Unreachable if away else StorageError
 
 
 def _words(error: icechunk.IcechunkError) -> str:

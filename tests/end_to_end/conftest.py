@@ -40,6 +40,19 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
 
 
 @pytest.fixture(scope="session")
+def fleet() -> Generator[Any]:
+    """All services of deploy/compose.yaml, each in network and process namespaces of its own."""
+    for needed in ("prefect", "ray", "moto.server", "boto3"):
+        pytest.importorskip(needed)
+    from .fleet.topology import Topology, absent
+
+    if reason := absent():
+        pytest.skip(f"the topology cannot be started: {reason}")
+    with Topology() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def cli() -> Run:
     """Runs the command `sparsefleet` in a process of its own."""
 

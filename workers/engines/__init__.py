@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import JobError
 from ..progress import Progress
+from .patience import with_patience
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -41,6 +42,7 @@ def run(program: str, job: Job) -> Generator[Progress, None, None]:
     Raises:
         JobError: the job cannot run as it is.
         EngineError: the engine cannot start, or the workers failed; names the first cause.
+        Unreachable: the data set or the store is away from the start; later it is waited for.
     """
     engine = import_module(ENGINES[check_engine(job.engine)])
-    yield from engine.run(program, job)
+    yield from with_patience(job, lambda again: engine.run(program, again))

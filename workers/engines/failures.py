@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from ...models import ModelError
-from ...storage import BadData, NotFound, StorageError, StoreConflict
+from ...storage import BadData, NotFound, StorageError, StoreConflict, Unreachable
 from ..errors import EngineError, JobError
 
 # Errors that the user can act on keep their type and message; a restart would only meet them again.
-FINAL: dict[str, type[Exception]] = {
-    cls.__name__: cls for cls in (JobError, EngineError, ModelError, StorageError, NotFound, BadData, StoreConflict)
-}
+KINDS = (JobError, EngineError, ModelError, StorageError, NotFound, BadData, StoreConflict, Unreachable)
+FINAL: dict[str, type[Exception]] = {cls.__name__: cls for cls in KINDS}
 
 
 class GroupLost(Exception):

@@ -80,6 +80,7 @@ class Member:
         """Run the program to its end; returns a description of the error that ended it, if any."""
         try:
             typed = JOBS[kind].parse(job)
+            _meet_on_this_node()
             comm = TorchDistributed(rank, size, meeting, device_of(typed))
             self._joined = True
             meters = Meters(RaySink(), engine="ray", rank=rank, run=typed.label)
@@ -377,6 +378,20 @@ def _environment(threads: int, *, local: bool) -> dict[str, str]:
     if local and os.path.exists("/sys/class/net/lo"):
         env["GLOO_SOCKET_IFNAME"] = "lo"
     return env
+
+
+def _meet_on_this_node() -> None:
+    """Let gloo listen where Ray says that this node is.
+
+    By itself it takes what the host's own name means, which on many systems is loopback, where no other node finds it.
+    """
+    import psutil
+    import ray
+
+    here = ray.util.get_node_ip_address()
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(found.address == here for found in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _check_reachable(address: str) -> None:
