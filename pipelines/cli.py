@@ -20,7 +20,7 @@ SECTIONS = {
         "encode": "Compute sparse codes of a data set under a dictionary.",
         "denoise": "Take noise from a photograph, or fill its missing pixels.",
         "interpret": "Judge a sparse autoencoder; an HTML report of its latents.",
-        "plan": "Predict memory, bytes and time of a job; run nothing.",
+        "plan": "Predict memory, bytes and time of a job; publish nothing.",
     },
     "Look": {
         "artifacts": "List, compare, move, export and check published versions.",

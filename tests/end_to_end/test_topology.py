@@ -5,7 +5,8 @@ import pytest
 from .fleet.jobs import Site
 from .fleet.topology import NODES, Topology
 
-pytestmark = pytest.mark.e2e
+# Among the slow ones: starting and ending all services takes two minutes.
+pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.timeout(400)
