@@ -443,7 +443,9 @@ def test_memory_is_predicted(name, options, atoms, rows, dim):
     script = MEASURE.format(name=name, options=options, atoms=atoms, rows=rows, dim=dim)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=100)
     used, predicted = map(int, done.stdout.split())
-    assert used <= predicted <= 3 * used
+    partly_filled_pages = 1 << 20
+    assert used <= predicted + partly_filled_pages
+    assert predicted <= 3 * used
 
 
 def test_is_registered_and_describes_itself():
