@@ -196,7 +196,7 @@ def fit(job: Job, reporter: Reporter = silent, program: str = "learn") -> Fit:
             if meters is not None:
                 meters(last)
             logs.about(run=last.run_id or job.label, engine=job.engine)
-            if last.kind == "restart":
+            if last.kind == "restart" and logs.wanted():
                 logs.event(LOG, last, logging.WARNING)
             reporter(last)
     if last is None or last.kind != "done":
