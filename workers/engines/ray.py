@@ -374,7 +374,7 @@ def _first_line(err: Exception) -> str:
 
 def _environment(threads: int, *, local: bool) -> dict[str, str]:
     """Environment of the workers; credentials travel by Ray's own worker environment, not by the job."""
-    env = {"OMP_NUM_THREADS": str(threads), "ICECHUNK_LOG": "error"}
+    env = {"OMP_NUM_THREADS": str(threads), "ICECHUNK_LOG": "off"}
     if logs.SETTING in os.environ:
         env[logs.SETTING] = os.environ[logs.SETTING]
     if local and os.path.exists("/sys/class/net/lo"):
