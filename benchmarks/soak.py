@@ -38,6 +38,8 @@ PASSES_PER_KILL = 40
 PATIENCE = 240.0
 LOST_SECONDS = 5.0
 """How long nobody has to work on a running flow run until it is taken for lost."""
+IGNORED_SECONDS = 90.0
+"""How long a scheduled flow run has to lie until its Prefect worker is started again by hand."""
 
 
 class Soak:
@@ -50,6 +52,7 @@ class Soak:
         self._deck: list[str] = []
         self._step = 0
         self._alone_since: float | None = None
+        self._alone_in = ""
         self.done: Counter[str] = Counter()
         self.resumed: Counter[str] = Counter()
         """By the state that the run was in."""
@@ -114,21 +117,30 @@ class Soak:
         state = self._site.state(self.run)
         if state in ("CRASHED", "FAILED"):
             self._resume(state)
-        elif state == "RUNNING" and not self._flow_processes():
-            self._alone_since = self._alone_since or time.monotonic()
-            if time.monotonic() - self._alone_since > LOST_SECONDS and self._fleet.has_worker():
-                self._fleet.run("sparsefleet", "cancel", self.run, "--wait", 20)
-                self._resume(state)
-        else:
+        elif self._alone(state) > LOST_SECONDS and state == "RUNNING" and self._fleet.has_worker():
+            self._fleet.run("sparsefleet", "cancel", self.run, "--wait", 20)
+            self._resume(state)
+        elif self._alone(state) > IGNORED_SECONDS:
+            print(f"{state}, and nobody takes it: {self._fleet.log('worker')[-3000:]}", flush=True)
+            self._fleet.kill("worker")
+            self.resumed[state] += 1
             self._alone_since = None
+
+    def _alone(self, state: str) -> float:
+        """Seconds for which nobody has worked on the run in this state; 0 while the server does not answer."""
+        if not state or self._flow_processes():
+            self._alone_since = None
+            return 0.0
+        if self._alone_since is None or state != self._alone_in:
+            self._alone_since, self._alone_in = time.monotonic(), state
+        return time.monotonic() - self._alone_since
 
     def _resume(self, state: str) -> None:
         again = self._fleet.run("sparsefleet", "resume", self.run)
+        self._alone_since = None
         if again.returncode == 0:
             self.resumed[state] += 1
-            self._alone_since = None
-        else:
-            print(f"resume: {again.stderr.strip()}", flush=True)
+        print(f"         was {state}, resumed: {again.stdout.strip()}{again.stderr.strip()}", flush=True)
 
     def _in_time(self, end: float, what: str) -> None:
         if time.monotonic() > end:
