@@ -66,16 +66,6 @@ def slow_s3_down(fleet: Topology) -> None:
     fleet.gate.delay = 0.0
 
 
-def move_the_clocks_of_the_nodes(fleet: Topology) -> None:
-    if fleet.clock is None:
-        pytest.skip("no g++, by which a clock is moved")
-    for seconds in (86_400, -3_600):
-        fleet.clock.move(seconds)
-        time.sleep(15)
-        fleet.clock.move(0)
-        time.sleep(5)
-
-
 @dataclass(frozen=True)
 class Row:
     """A fault and what becomes of the run."""
@@ -95,7 +85,6 @@ ROWS = [
     Row(cut_a_node_off, restarts=True),
     Row(kill_the_prefect_server),
     Row(kill_postgresql),
-    Row(move_the_clocks_of_the_nodes, restarts=True),
 ]
 
 
@@ -103,8 +92,6 @@ ROWS = [
 def mended(fleet: Topology) -> None:
     """Everything works again, whatever the test before has left."""
     fleet.gate.well()
-    if fleet.clock:
-        fleet.clock.move(0)
     wait_for(lambda: fleet.raylets() == 4, 180)
     fleet.wait_for_prefect()
     wait_for(fleet.has_worker, 180, lambda: fleet.log("worker"))

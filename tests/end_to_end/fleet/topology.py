@@ -29,7 +29,6 @@ from typing import Any
 import psutil
 import yaml
 
-from ..places import MovedClock
 from .gate import Gate
 from .network import Network, missing
 
@@ -88,7 +87,6 @@ class Topology:
     Attributes:
         gate: what stands before S3, to break it.
         network: to cut services off.
-        clock: of the Ray nodes, to move it; None without a C++ compiler.
         services: by name: database, prefect, s3-server, ray-head, ray-worker-1, ray-worker-2, worker.
     """
 
@@ -122,7 +120,6 @@ class Topology:
 
     def _open(self) -> None:
         self._make_programs()
-        self.clock = MovedClock(self.folder) if MovedClock.possible() else None
         self.network = Network(SPACES, here=["s3"])
         self.gate = Gate(self.network.gateway, 9000, (self.network.address("s3-server"), 9000))
         self._supervisor.start()
@@ -221,13 +218,12 @@ class Topology:
             *("unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"),
             *service.command,
         ]
-        moved = self.clock.environment if self.clock and service.name in NODES else {}
         own = {MARK: self._mark(service.name), "RAY_TMPDIR": str(home), "PREFECT_HOME": str(home)}
         service.begun = len(self.log(service.name))
         with (self.folder / f"{service.name}.log").open("ab") as log:
             service.process = subprocess.Popen(
                 words,
-                env=self._clean() | own | moved | service.environment,
+                env=self._clean() | own | service.environment,
                 cwd=home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
