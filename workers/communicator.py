@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,7 +97,9 @@ class TorchDistributed(Communicator):
         try:
             call(*args, **kwargs)
         except RuntimeError as err:
-            raise PeerLost(f"rank {self.rank} of {self.size} lost the group: {str(err).splitlines()[0]}") from err
+            # Without the place in gloo's source before, and its advice after.
+            reason = re.sub(r"^\[\S+\] ", "", str(err).splitlines()[0]).partition(". ")[0]
+            raise PeerLost(f"rank {self.rank} of {self.size} lost the group: {reason}") from err
 
 
 class MPI(Communicator):

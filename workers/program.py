@@ -130,8 +130,9 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
         # kept of rows may be ahead of the parameters by a part of a pass: then the last commit stands.
         mine = comm.size == 1 and not model.kept_rows()
         if run is not None and mine and state.whole and state.step > state.kept:
-            # Another process may have taken the run over; then there is nothing to keep.
-            with suppress(StoreConflict):
+            # Another process may have taken the run over: then there is nothing to keep. The store may be away: then
+            # the last commit stands, and the interruption does not wait for it.
+            with suppress(StoreConflict, Unreachable):
                 commit(run, state, job)
         raise
     yield say("done", rows_per_second=clock.rate, metrics=_last(state), result={"run_id": run_id, "step": state.step})

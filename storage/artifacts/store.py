@@ -35,7 +35,7 @@ from .arrays import (
 )
 from .card import Card, make_card, read_card
 from .lineage import lineage
-from .probe import conditional_writes
+from .probe import clock, conditional_writes
 from .repository import FORMAT, Commit, Repository
 from .runs import RunBranch, RunInfo, left_memories, run_infos
 from .versions import Artifact, Version, number_of, version_of
@@ -261,13 +261,15 @@ class ArtifactStore:
         """Removes what no version, alias or run needs (dropped runs and their memory, interrupted writes), and counts.
 
         On S3 a writer that is at work cannot be seen, so that its files must be younger than the margin of at least
-        one day; local writers are kept out by the lock.
+        one day, by the server's clock; local writers are kept out by the lock.
         """
         if older_than_days < (0 if self._repo.place.is_local else 1):
             raise StorageError(
                 f"older_than_days={older_than_days} would remove files of writers at work: use 1 or more"
             )
-        before = datetime.now(UTC) - timedelta(days=older_than_days)
+        place = self._repo.place
+        now = datetime.now(UTC) if place.is_local else clock(place)
+        before = now - timedelta(days=older_than_days)
         left = left_memories(self._repo)
         if not dry_run:
             for memory in left:

@@ -130,7 +130,27 @@ def test_a_run_goes_on_after_its_prefect_worker_was_killed(fleet: Topology) -> N
     wait_for(lambda: fleet.api(f"flow_runs/{run}")["run_count"] == 2, 120, lambda: site.said(run))
     assert site.ends(run) == "COMPLETED", site.said(run)
     print(site.said(run))
-    site.check_result(PASSES)
+    print(f"prefect worker: relative difference of W {site.check_result(PASSES):.1e}")
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_run_goes_on_after_the_ray_head_was_killed(fleet: Topology) -> None:
+    """A head without a database of its own forgets its cluster: the run fails, and is resumed on the new cluster."""
+    site = Site(fleet, "head-killed")
+    run = site.submit(passes=PASSES, pause=0.1)
+    site.commits(run)
+    fleet.kill("ray-head")
+    assert site.ends(run, 180) in ("FAILED", "CRASHED"), site.said(run)
+    wait_for(lambda: not fleet.members(), 60)
+    print(site.said(run))
+    assert 0 < site.committed() < PASSES
+    wait_for(lambda: fleet.raylets() == 4, 240, lambda: fleet.log("worker")[-3000:])
+    wait_for(fleet.has_worker, 180, lambda: fleet.log("worker")[-3000:])
+    again = fleet.run("sparsefleet", "resume", run)
+    assert again.returncode == 0, again.stderr
+    wait_for(lambda: fleet.api(f"flow_runs/{run}")["run_count"] == 2, 120, lambda: site.said(run))
+    assert site.ends(run) == "COMPLETED", site.said(run)
+    print(f"ray head: relative difference of W {site.check_result(PASSES):.1e}")
 
 
 @pytest.mark.usefixtures("mended")
