@@ -149,7 +149,7 @@ def on_paper(work: scale.Work, found: Plan) -> dict[str, Any]:
 
 def groups(p: Plan) -> str:
     """How the workers share rows and atoms."""
-    return f"{p.row_groups} row groups of {p.atom_groups} that hold {p.atoms // p.atom_groups:,} atoms each"
+    return f"rows are dealt to {p.row_groups}, atoms to {p.atom_groups} ({p.atoms // p.atom_groups:,} each)"
 
 
 def lines(job: LearnJob, predicted: dict[str, Any]) -> dict[str, str]:

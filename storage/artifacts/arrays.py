@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import psutil
@@ -38,6 +38,8 @@ class Pieces(Protocol):
         ...
 
 
+A = TypeVar("A")
+
 PARAMS, HISTORY, FIGURES = "params", "history", "figures"
 CHUNK_BYTES = 8 * 2**20
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -53,6 +55,15 @@ def checked_params(arrays: Mapping[str, ArrayLike]) -> Arrays:
             raise BadData(f"array {key!r} has dtype {array.dtype}: only numbers can be kept")
         out[key] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return out
+
+
+def checked_content(params: Arrays, pieces: Mapping[str, Pieces]) -> dict[str, NDArray[Any] | Pieces]:
+    """Both together; BadData and StorageError as for `params` alone."""
+    check_keys([*params, *pieces], "an array")
+    for key, array in pieces.items():
+        if array.dtype.kind not in "biufc":
+            raise BadData(f"array {key!r} has dtype {array.dtype}: only numbers can be kept")
+    return {**params, **pieces}
 
 
 def checked_history(history: Mapping[str, ArrayLike]) -> Arrays:
@@ -75,7 +86,7 @@ def checked_figures(figures: Mapping[str, bytes]) -> Arrays:
     return {name: np.frombuffer(content, np.uint8) for name, content in figures.items()}
 
 
-def below(folder: str, arrays: Arrays) -> Arrays:
+def below(folder: str, arrays: Mapping[str, A]) -> dict[str, A]:
     """The same arrays under their path in a commit."""
     return {f"{folder}/{key}": array for key, array in arrays.items()}
 

@@ -26,6 +26,7 @@ from .arrays import (
     PARAMS,
     Pieces,
     below,
+    checked_content,
     checked_figures,
     checked_history,
     checked_params,
@@ -89,10 +90,8 @@ class ArtifactStore:
         kept = {key: value for key, value in arrays.items() if not key.startswith(names.TRAINING)}
         for figure in figures or {}:
             names.check_figure(figure)
-        names.check_keys(list(pieces or {}), "an array")
         content: dict[str, NDArray[Any] | Pieces] = {
-            **below(PARAMS, checked_params(kept)),
-            **{f"{PARAMS}/{key}": array for key, array in (pieces or {}).items()},
+            **below(PARAMS, checked_content(checked_params(kept), pieces or {})),
             **below(HISTORY, checked_history(history or {})),
             **below(FIGURES, checked_figures(figures or {})),
         }

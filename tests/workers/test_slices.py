@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from sparsefleet.models import ModelError
 from sparsefleet.storage import ArtifactStore
@@ -170,3 +173,26 @@ def test_a_grid_of_real_ranks(make_data, tmp_path):
     many = dealt(alone.model_copy(update={"store": str(tmp_path / "many")}), 4, 2)
     *_, last = run("learn", many)
     assert_same(params(many, last.run_id), params(alone, done.run_id))
+
+
+@e2e
+def test_a_killed_peer_changes_nothing(make_data, tmp_path):
+    alone = job(make_data, tmp_path / "alone", passes=8)
+    *_, done = run("learn", alone)
+    changes = {"store": str(tmp_path / "many"), "commit_seconds": 0.2}
+    many = dealt(alone.model_copy(update=changes), 2, 2)
+    said = []
+    for message in run("learn", many):
+        if message.kind == "commit" and "restart" not in said and "killed" not in said:
+            os.kill(max(rank.pid for rank in ranks()), signal.SIGKILL)
+            said.append("killed")
+        said.append(message.kind)
+    assert "restart" in said and said[-1] == "done"
+    assert_same(params(many, message.run_id), params(alone, done.run_id))
+
+
+def ranks() -> list[psutil.Process]:
+    """The running workers of this test's group."""
+    mine = psutil.Process().children(recursive=True)
+    words = {process: process.cmdline() or [""] for process in mine}
+    return [p for p, said in words.items() if "python" in Path(said[0]).name and any("mpi_main" in w for w in said)]
