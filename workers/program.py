@@ -256,8 +256,10 @@ def agree(comm: Communicator, params: Params) -> None:
     Raises:
         EngineError: their checksums differ.
     """
-    content = (p.detach().cpu().contiguous().numpy().tobytes() for _, p in sorted(params.items()))
-    mine = float(zlib.crc32(b"".join(content)))
+    checksum = 0
+    for _, value in sorted(params.items()):
+        checksum = zlib.crc32(value.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8).data, checksum)
+    mine = float(checksum)
     # A 32-bit checksum and its sum over 10^5 members are exact in float64.
     mean = float(comm.allreduce(torch.tensor([mine], dtype=torch.float64))[0]) / comm.size
     if mean != mine:

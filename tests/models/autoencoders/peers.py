@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import Any, TypeVar
 
 import torch
@@ -68,4 +68,9 @@ def together(size: int, work: Callable[[Peer], T]) -> tuple[list[T], Group]:
             raise
 
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(one, range(size))), group
+        going = [pool.submit(one, rank) for rank in range(size)]
+    failed = [error for error in (each.exception() for each in going) if error is not None]
+    if failed:
+        # The first cause, not the others' complaint that somebody is gone.
+        raise next((error for error in failed if not isinstance(error, BrokenBarrierError)), failed[0])
+    return [each.result() for each in going], group
