@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import zarr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import NotFound, StorageError, StoreConflict
 from ..locations import locate
@@ -24,8 +24,9 @@ from .arrays import (
     FIGURES,
     HISTORY,
     PARAMS,
-    Arrays,
+    Pieces,
     below,
+    checked_content,
     checked_figures,
     checked_history,
     checked_params,
@@ -75,32 +76,38 @@ class ArtifactStore:
         history: Mapping[str, ArrayLike] | None = None,
         figures: Mapping[str, bytes] | None = None,
         message: str = "",
+        pieces: Mapping[str, Pieces] | None = None,
     ) -> Version:
         """Adds the next version of `name`: readers see all of it or nothing.
 
         `arrays` by their standard name (those that start with `training/` are left out), `history` one 1-D array per
-        metric, `figures` PNG files. `card` has the fields of `Card`; the store fills name, version, created, code,
-        packages and checksums, and turns `parents` (references such as "name@best") into exact versions.
+        metric, `figures` PNG files, `pieces` further arrays, which are read chunk by chunk. `card` has the fields of
+        `Card`; the store fills name, version, created, code, packages and checksums, and turns `parents` (references
+        such as "name@best") into exact versions.
         StorageError and BadData for what cannot be kept, NotFound for an unknown parent.
         """
         names.check_name(name)
         kept = {key: value for key, value in arrays.items() if not key.startswith(names.TRAINING)}
         for figure in figures or {}:
             names.check_figure(figure)
-        content = {
-            **below(PARAMS, checked_params(kept)),
+        content: dict[str, NDArray[Any] | Pieces] = {
+            **below(PARAMS, checked_content(checked_params(kept), pieces or {})),
             **below(HISTORY, checked_history(history or {})),
             **below(FIGURES, checked_figures(figures or {})),
         }
         given = {**card, "parents": [self._parent(item) for item in card.get("parents") or []]}
         return self._add(name, content, given, message)
 
-    def _add(self, name: str, content: Arrays, given: dict[str, Any], message: str) -> Version:
+    def _add(
+        self, name: str, content: Mapping[str, NDArray[Any] | Pieces], given: dict[str, Any], message: str
+    ) -> Version:
         version = _retry(lambda: self._publish(name, content, given, message))
         self._repo.tag(names.version_tag(name, version.number), version.snapshot)
         return version
 
-    def _publish(self, name: str, content: Arrays, given: dict[str, Any], message: str) -> Version:
+    def _publish(
+        self, name: str, content: Mapping[str, NDArray[Any] | Pieces], given: dict[str, Any], message: str
+    ) -> Version:
         checksums = {path: checksum(array) for path, array in content.items()}
         with self._repo.session(names.versions_branch(name), lasting=True, clear=True) as session:
             number = number_of(session.base) + 1 if session.base else 1
