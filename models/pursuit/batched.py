@@ -94,9 +94,7 @@ def row_bytes(dim: int, atoms: int, steps: int, itemsize: int, *, gram: bool, ol
     return itemsize * (max(0, steps - 1) * wide + (5 + ols) * atoms + 2 * steps * steps + 2 * dim)
 
 
-def pursue(
-    x: Tensor, atoms: Tensor, energy: Tensor, rule: Rule, *, allowed: Tensor, gram: Tensor | None
-) -> Greedy:
+def pursue(x: Tensor, atoms: Tensor, energy: Tensor, rule: Rule, *, allowed: Tensor, gram: Tensor | None) -> Greedy:
     """Pursue all signals of one block together.
 
     Args:
@@ -130,9 +128,7 @@ def pursue(
     return out
 
 
-def _begin(
-    x: Tensor, atoms: Tensor, energy: Tensor, allowed: Tensor, rule: Rule, gram: Tensor | None
-) -> _Block:
+def _begin(x: Tensor, atoms: Tensor, energy: Tensor, allowed: Tensor, rule: Rule, gram: Tensor | None) -> _Block:
     steps, count, width = rule.steps, len(x), atoms.shape[1] if gram is not None else x.shape[1]
     squares = atoms.abs().square().sum(0)
     return _Block(
