@@ -39,9 +39,9 @@ def test_the_elected_are_the_largest_of_all(peers, share, rows, signed, ties, se
         at, offered = largest(mine.clone(), min(k, share), signed=signed)
         return torch.zeros_like(mine).scatter_(1, at, elected(peer, offered, k, signed=signed))
 
-    found, group = together(peers, work)
+    found, sent = together(peers, work)
     assert torch.equal(torch.cat(found, 1), wanted)
-    assert len(group.sent) == (peers > 1)
+    assert len(sent) == (peers > 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (64, 5), (2 * BLOCK + 17, 3), (BLOCK, 2)])
@@ -134,17 +134,17 @@ def test_messages_of_a_batch(name, aux, messages):
         sliced.metrics(mine, stats)
         sliced.update(mine, stats, stage)
 
-    _, group = together(2, work)
+    _, sent = together(2, work)
     each_update = ["gather", "sum", "sum"] if aux else ["sum", "sum"]
-    assert [call for call, _ in group.sent] == [*messages, *each_update]
+    assert [call for call, _ in sent] == [*messages, *each_update]
 
 
 def test_no_rows_need_no_reconstruction():
     model = make("topk")
     start = moved(model, data(model, 50), 6)
-    found, group = together(2, lambda peer: model.sliced(peer).statistics(start, Batch(torch.empty(0, 12)), STAGE))
+    found, sent = together(2, lambda peer: model.sliced(peer).statistics(start, Batch(torch.empty(0, 12)), STAGE))
     assert all(float(stats.rows) == 0 for stats in found)
-    assert group.sent == [("gather", 1)]
+    assert sent == [("gather", 1)]
 
 
 @pytest.mark.parametrize("name", ["gsae", "relu", "gated", "jumprelu"])
