@@ -153,11 +153,7 @@ def test_a_run_goes_on_after_the_ray_head_was_killed(fleet: Topology) -> None:
     assert 0 < site.committed() < PASSES
     wait_for(lambda: fleet.raylets() == 4, 240, lambda: fleet.log("worker")[-3000:])
     wait_for(fleet.has_worker, 180, lambda: fleet.log("worker")[-3000:])
-    again = fleet.run("sparsefleet", "resume", run)
-    assert again.returncode == 0, again.stderr
-    wait_for(lambda: fleet.api(f"flow_runs/{run}")["run_count"] == 2, 120, lambda: site.said(run))
-    assert site.ends(run) == "COMPLETED", site.said(run)
-    print(f"ray head: relative difference of W {site.check_result(PASSES):.1e}")
+    resumed(site, run)
 
 
 @pytest.mark.usefixtures("mended")
