@@ -5,12 +5,14 @@
 `lena` and `boat` are standard pictures of the denoising literature, which the package spams-bin brings along. 8×8
 patches without their means, 256 atoms that start at the overcomplete cosine dictionary, 10 passes over 40,000 patches
 of the noisy picture, OMP down to (1.15 σ)² per pixel for the picture. Learning uses codes of 4 entries, and only
-patches that are not explained by noise. The peer on the same noise is the cosine dictionary itself.
+patches that are not explained by noise. The peers on the same noise are the cosine dictionary itself, and SPAMS from
+learning (`trainDL`, codes of 4 entries, as many batches of 512 as 10 passes are) to the coded patches (`omp`).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from importlib.metadata import distribution
 
@@ -23,7 +25,7 @@ from sparsefleet.models.factorization.coding import ATOMS
 from sparsefleet.models.factorization.denoising import GAIN, denoise, psnr
 from torch import Tensor
 
-SIDE, ATOMS_COUNT, PASSES = 8, 256, 10
+SIDE, ATOMS_COUNT, PASSES, BATCH, ANCHOR = 8, 256, 10, 512, 30.0
 
 
 def cosines(side: int, count: int) -> Tensor:
@@ -46,23 +48,63 @@ def picture(name: str) -> Tensor:
     return torch.from_numpy(np.asarray(found, dtype=np.float64))
 
 
-def learned(name: str, noisy: Tensor, sigma: float) -> Tensor:
-    """Atoms [H, SIDE²] learned from patches of the noisy picture."""
-    rows = noisy.unfold(0, SIDE, 1).unfold(1, SIDE, 1).reshape(-1, SIDE * SIDE)
+def patches(noisy: Tensor) -> Tensor:
+    """All overlapping patches [n, SIDE²]."""
+    return noisy.unfold(0, SIDE, 1).unfold(1, SIDE, 1).reshape(-1, SIDE * SIDE)
+
+
+def learning_rows(noisy: Tensor, sigma: float) -> Tensor:
+    """40,000 patches without their means that noise does not explain."""
+    rows = patches(noisy)
     rows = rows - rows.mean(1, keepdim=True)
     rows = rows[rows.square().mean(1) > (GAIN * sigma) ** 2]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    rows = rows[order[:40_000]]
+    return rows[order[:40_000]]
+
+
+def learned(name: str, noisy: Tensor, sigma: float) -> Tensor:
+    """Atoms [H, SIDE²] learned from patches of the noisy picture."""
+    rows = learning_rows(noisy, sigma)
     online = name == "online"
     model = make_model(name, {"atoms": ATOMS_COUNT, "coder": "omp", "nonzeros": 4, "dtype": "float64"})
     params = model.init(Probe(len(rows), rows.mean(0), rows.var(0), rows[:4096]), torch.Generator().manual_seed(0))
     params[ATOMS] = model.adopt(ATOMS, cosines(SIDE, ATOMS_COUNT), params[ATOMS])
-    batches = rows.split(512 if online else len(rows))
+    batches = rows.split(BATCH if online else len(rows))
     steps = len(batches) * PASSES
     for step in range(steps):
         stage = Stage(step=step, steps=steps, rows=len(rows))
         params = model.update(params, model.statistics(params, Batch(batches[step % len(batches)]), stage), stage)
     return params[ATOMS]
+
+
+def spams_denoise(noisy: Tensor, sigma: float) -> Tensor:
+    """The picture by SPAMS: atoms from the same patches, all patches coded by its OMP, the same average."""
+    import spams
+
+    rows = learning_rows(noisy, sigma)
+    start = np.asfortranarray(cosines(SIDE, ATOMS_COUNT).T.numpy())
+    batches = PASSES * math.ceil(len(rows) / BATCH)
+    atoms = spams.trainDL(
+        np.asfortranarray(rows.T.numpy()),
+        D=start,
+        mode=3,
+        lambda1=4,
+        iter=batches,
+        batchsize=BATCH,
+        numThreads=1,
+        verbose=False,
+    )
+    windows = patches(noisy)
+    means = windows.mean(1, keepdim=True)
+    allowed = (GAIN * sigma) ** 2 * SIDE * SIDE
+    centred = np.asfortranarray((windows - means).T.numpy())
+    codes = spams.omp(centred, np.asfortranarray(atoms), eps=allowed, L=SIDE * SIDE, numThreads=1)
+    coded = torch.from_numpy(codes.T @ atoms.T) + means
+    folded, count = torch.nn.functional.fold(
+        torch.stack([coded.T, torch.ones_like(coded.T)]), tuple(noisy.shape), SIDE
+    )[:, 0]
+    weight = ANCHOR / sigma
+    return (folded + weight * noisy) / (count + weight)
 
 
 def main() -> None:
@@ -82,6 +124,7 @@ def main() -> None:
             begun = time.process_time()
             found = denoise(noisy, learned(model, noisy, options.sigma), options.sigma)
             results[model] = f"{psnr(found, truth):.2f} ({time.process_time() - begun:.0f} s)"
+        results["SPAMS"] = f"{psnr(spams_denoise(noisy, options.sigma), truth):.2f}"
         shown = "  ".join(f"{n} {v}" for n, v in results.items())
         print(f"{name} {tuple(truth.shape)} σ={options.sigma:g}, PSNR in dB: {shown}", flush=True)
 
