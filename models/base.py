@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .errors import ModelError
 from .outputs import Wanted
+from .peers import Peers
 from .schedule import Schedule, Stage
 
 Params = dict[str, Tensor]
@@ -149,6 +150,29 @@ class Model(ABC):
     def encode_arrays(self) -> tuple[str, ...]:
         """Those that `encode` needs."""
         return self.arrays[:1]
+
+    def sliced(self, peers: Peers) -> Self:
+        """This model on a worker that holds only its share of the atoms and learns with `peers`.
+
+        All functions of learning then take and give the parameters named by `per_atom` with the rows of that share;
+        statistics still add over rows, and surveys over rows and peers.
+
+        Raises:
+            ModelError: this model needs all atoms on every worker, or its atoms cannot be dealt like that.
+        """
+        raise ModelError(
+            f"atom_groups={peers.size}: {type(self).__name__} needs all atoms on every worker; use --atom-groups 1"
+        )
+
+    @property
+    def per_atom(self) -> tuple[str, ...]:
+        """Parameters with a row for every atom, of models that can be `sliced`."""
+        return ()
+
+    def peer_bytes(self, rows: int, dim: int) -> int:
+        """Bytes that a worker sends to its peers at an update with `rows` rows of `dim` dimensions."""
+        del rows, dim
+        return 0
 
     @abstractmethod
     def schedule(self) -> Schedule:

@@ -279,5 +279,7 @@ def page(title: str, draw: Callable[[str], Mapping[str, bytes]]) -> Generator[Pa
 
 def drawn(job: LearnJob, run_id: str) -> dict[str, bytes]:
     """Pictures of what `run_id` committed last."""
-    found: Any = ArtifactStore(job.store, create=False).run(run_id).latest()
-    return learning.pictures(job, open_dataset(job.data), found.arrays, found.history) if found else {}
+    run = ArtifactStore(job.store, create=False).run(run_id)
+    found = run.latest()
+    shown = learning.visible(job, run, found) if found else {}
+    return learning.pictures(job, open_dataset(job.data), shown, found.history) if found else {}

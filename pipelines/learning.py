@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..models import TRAINING
 from ..storage import ArtifactStore, Dataset, NotFound, StorageError, Unreachable, open_dataset
-from ..storage.artifacts import Checkpoint, Version
+from ..storage.artifacts import Checkpoint, RunBranch, Version
 from ..storage.artifacts.names import check_alias
 from ..workers import engines, logs
 from ..workers.encoding import check_complete
@@ -27,6 +27,7 @@ from ..workers.engines.patience import patiently
 from ..workers.errors import EngineError, JobError
 from ..workers.job import Job, LearnJob
 from ..workers.progress import Progress
+from ..workers.slices import columns
 from . import monitoring, report
 from .metrics import ordered
 from .paths import absolute, make_importable
@@ -230,9 +231,10 @@ def _publish(job: LearnJob, fit: Fit) -> LearnResult:
         raise EngineError(f"run {fit.run_id} is no longer in {job.store} as it ended; was the store changed meanwhile?")
     data = open_dataset(job.data)
     arrays = {n: a for n, a in found.arrays.items() if not n.startswith(TRAINING)}
+    pieces = {n: c for n, c in columns(run, found, job.build_model()).items() if not n.startswith(TRAINING)}
     history = {n: np.asarray(v) for n, v in found.history.items()}
     try:
-        figures = pictures(job, data, found.arrays, history)
+        figures = pictures(job, data, visible(job, run, found), history)
     except Exception:
         # A version without pictures is better than a run without a version.
         LOG.exception("the pictures of run %s could not be drawn", fit.run_id)
@@ -242,7 +244,7 @@ def _publish(job: LearnJob, fit: Fit) -> LearnResult:
     card["run"]["commit"] = found.snapshot
     try:
         version = published(store, job.name, found) or store.publish(
-            job.name, arrays=arrays, card=card, history=history, figures=figures
+            job.name, arrays=arrays, card=card, history=history, figures=figures, pieces=pieces
         )
         for alias in job.aliases:
             store.set_alias(job.name, alias, f"{job.name}@{version.number}")
@@ -273,6 +275,15 @@ def published(store: ArtifactStore, name: str, made_from: Checkpoint) -> Version
             break
         version = store.resolve(f"{name}@{version.number - 1}")
     return None
+
+
+def visible(job: LearnJob, run: RunBranch, found: Checkpoint) -> Arrays:
+    """The parameters of a commit that its pictures show: of atoms that no worker holds all of, the first."""
+    first = columns(run, found, job.build_model()).items()
+    return {
+        **found.arrays,
+        **{n: c.read(0, min(job.atoms, report.TILES)) for n, c in first if not n.startswith(TRAINING)},
+    }
 
 
 def pictures(job: LearnJob, data: Dataset, params: Arrays, history: Arrays) -> dict[str, bytes]:
@@ -329,6 +340,7 @@ def dry_run(job: LearnJob, reporter: Reporter = silent) -> Fit:
             "batch_rows": min(schedule.batch_rows, max(rows // 4, 1)),
             "engine": "local",
             "workers": 1,
+            "atom_groups": 1,
             "report_seconds": 0.0,
         }
         if job.init is not None and not job.init_is_file:

@@ -70,7 +70,7 @@ def predict(job: LearnJob, rows_per_second: float | None = None, *, probe: bool 
 def busy_workers(found: Plan, schedule: Schedule) -> int:
     """Workers that have rows: a pass is dealt in whole blocks."""
     if schedule.update_every == "batch":
-        return min(found.workers, found.batch_rows)
+        return min(found.row_groups, found.batch_rows) * found.atom_groups
     return min(found.workers, math.ceil(found.rows / found.batch_rows))
 
 
@@ -97,7 +97,7 @@ def learn_seconds(
     """Wall seconds from the first update to the last commit, on workers like this machine."""
     net = replace(scale.MACHINE if job.address is None else scale.CLUSTER, spread=0.0)
     per_pass = schedule.update_every == "pass"
-    one = scale.seconds(work, found.workers, net)
+    one = scale.seconds(work, found.row_groups, net) + found.peer_bytes_per_update / net.bytes_per_second
     seconds = one * (schedule.passes if per_pass else found.updates)
     if tried is None:
         return seconds
@@ -119,7 +119,7 @@ def memory_bytes(found: Plan, job: LearnJob, model: Model, schedule: Schedule, c
     if schedule.update_every == "batch":
         rows += GROUPS * min(group_chunks(schedule, chunk_rows) * chunk_rows, mine) * found.row_bytes
     remembered = model.row_memory() * max(0, mine - tried.rows)
-    messages = 3 * found.statistics_bytes if found.workers > 1 else 0
+    messages = 3 * found.statistics_bytes if found.row_groups > 1 else 0
     return int(MARGIN * (tried.peak_bytes + rows + remembered + messages + ENGINE_BYTES.get(job.engine, 0)))
 
 
@@ -147,6 +147,11 @@ def on_paper(work: scale.Work, found: Plan) -> dict[str, Any]:
     }
 
 
+def groups(p: Plan) -> str:
+    """How the workers share rows and atoms."""
+    return f"rows are dealt to {p.row_groups}, atoms to {p.atom_groups} ({p.atoms // p.atom_groups:,} each)"
+
+
 def lines(job: LearnJob, predicted: dict[str, Any]) -> dict[str, str]:
     """The plan for people: name -> text."""
     p = Plan.model_validate({k: v for k, v in predicted.items() if k in Plan.model_fields})
@@ -157,12 +162,14 @@ def lines(job: LearnJob, predicted: dict[str, Any]) -> dict[str, str]:
         "data": f"{p.rows:,} rows of {p.dim:,} in {p.shards} shards ({size(p.data_bytes)})",
         "model": f"{job.model}, {p.atoms:,} atoms, {job.dtype}",
         "workers": f"{p.workers} ({job.engine}) with {p.threads} threads on {p.device}"
+        + (f"; {groups(p)}" if p.atom_groups > 1 else "")
         + (f"; {idle} of them without rows: a smaller --batch-rows would give them some" if idle else ""),
         "updates": f"{p.updates:,} in {p.passes} passes, {p.batch_rows:,} rows at once",
         "memory per worker": f"{size(p.memory_bytes_per_worker)} of {size(p.memory_limit_per_worker)}: {fits}"
         f" ({how}; rows kept {size(p.feed_bytes_per_worker)})",
         "all-reduce": f"{size(p.statistics_bytes)} of statistics an update; "
-        f"each worker sends {size(p.traffic_bytes_per_update)}",
+        f"each worker sends {size(p.traffic_bytes_per_update)}"
+        + (f", {size(p.peer_bytes_per_update)} of it to its peers" if p.atom_groups > 1 else ""),
         "store": f"about {size(predicted['version_bytes'])} a version and a commit",
     }
     if "seconds" not in predicted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 RECENT = 200
 POLL_SECONDS = 1.0
 CORRECTION_SECONDS = 20.0
+CRASH_SECONDS = 15.0
+"""A crash is reported twice, by the runner at once and by the worker some seconds later. The second report would undo a
+retry that came between them."""
 
 
 def recent(prefect: SyncPrefectClient, limit: int = 20) -> list[FlowRun]:
@@ -119,7 +123,8 @@ def cancel(prefect: SyncPrefectClient, run: FlowRun, wait_seconds: float) -> Flo
 def retry(prefect: SyncPrefectClient, run: FlowRun) -> None:
     """Let a worker run it again under the same id; it goes on from its last commit.
 
-    A run that was cancelled and has not ended is taken up as well: whoever should have ended it may have died with it.
+    One that has crashed within the last seconds is handed over once its worker has said all that it has to say. A run
+    that was cancelled and has not ended is taken up as well: whoever should have ended it may have died with it.
 
     Raises:
         PipelineError: it runs still, or has completed.
@@ -133,7 +138,16 @@ def retry(prefect: SyncPrefectClient, run: FlowRun) -> None:
         )
     if run.state is not None and run.state.is_completed():
         raise PipelineError(f"run {run.name!r} has completed; there is nothing to resume")
+    time.sleep(unsettled_seconds(run, datetime.now(UTC)))
     prefect.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+
+
+def unsettled_seconds(run: FlowRun, now: datetime) -> float:
+    """How long the run's worker may still report a crash that has been reported before; 0 for other states."""
+    if run.state is None or not run.state.is_crashed():
+        return 0.0
+    # The server's clock may be another one.
+    return min(CRASH_SECONDS, max(0.0, CRASH_SECONDS - (now - run.state.timestamp).total_seconds()))
 
 
 def is_final(run: FlowRun) -> bool:

@@ -14,7 +14,8 @@ class BadData(StorageError, ValueError):
 
 
 class Unreachable(StorageError):
-    """A store or data set whose server does not answer now, or says that it is too busy; later it may answer."""
+    """A store or data set that cannot be used now, but maybe later: its server does not answer or says that it is too
+    busy, or this machine's clock is wrong, so that nothing may be committed."""
 
 
 class StoreConflict(StorageError):

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..models import OUTPUTS, Model, Schedule, Wanted, make_model
+from ..models.peers import Peers, Share
 from ..models.pursuit import Coder, make_coder
 from .errors import JobError
 
@@ -156,7 +157,31 @@ class LearnJob(Job, Addresses):
     commit_seconds: float = Field(
         15.0, ge=0, description="commit the state of the run at most this often, in seconds (0: after every update)"
     )
+    atom_groups: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="deal the atoms to so many groups of workers: for dictionaries too large for one (topk, …)",
+    )
     report_seconds: float = Field(0.5, ge=0, description="report progress at most this often, in seconds")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.atom_groups > 1 and self.engine == "local":
+            raise JobError(
+                f"atom_groups={self.atom_groups}: engine local is one process, which holds all atoms; "
+                "choose --engine ray or mpi"
+            )
+        if self.workers % self.atom_groups:
+            raise JobError(
+                f"atom_groups={self.atom_groups} do not divide workers={self.workers}: groups are of one size"
+            )
+        return self
+
+    @property
+    def row_groups(self) -> int:
+        """Groups of workers that hold all atoms together: they share the rows."""
+        return self.workers // self.atom_groups
 
     @property
     def init_is_file(self) -> bool:
@@ -175,6 +200,15 @@ class LearnJob(Job, Addresses):
                     f"settings.{taken}: give {taken} as the job's own field --{taken}, not as a model setting"
                 )
         return make_model(self.model, {"atoms": self.atoms, "dtype": self.dtype, **self.settings})
+
+    def build_share(self, peers: Peers | None = None) -> Model:
+        """The model as a worker with these peers learns it; without, as any worker does, for sizes.
+
+        Raises:
+            ModelError: its atoms cannot be dealt to `atom_groups`, or as `make_model`.
+        """
+        model = self.build_model()
+        return model if self.atom_groups == 1 else model.sliced(peers or Share(0, self.atom_groups))
 
     def build_schedule(self, model: Model) -> Schedule:
         """The model's schedule with what this job overrides.

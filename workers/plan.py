@@ -41,6 +41,8 @@ class Plan(BaseModel):
     shards: int
     data_bytes: int
     workers: int
+    atom_groups: int = 1
+    """Workers that hold a slice of the atoms each; they work on the same rows."""
     threads: int
     device: str
     passes: int
@@ -51,8 +53,15 @@ class Plan(BaseModel):
     memory_bytes_per_worker: int
     memory_limit_per_worker: int
     statistics_bytes: int
+    peer_bytes_per_update: int = 0
+    """What a worker sends to those that hold the other atoms; part of its traffic."""
     traffic_bytes_per_update: int
     flops_per_row: float
+
+    @property
+    def row_groups(self) -> int:
+        """Groups of workers that share the rows."""
+        return self.workers // self.atom_groups
 
 
 def plan(job: LearnJob) -> Plan:
@@ -62,7 +71,7 @@ def plan(job: LearnJob) -> Plan:
         JobError: it cannot fit into memory; the message says the numbers and what to change.
     """
     data = open_dataset(job.data)
-    model = job.build_model()
+    model = job.build_share()
     schedule = job.build_schedule(model)
     rows = min(job.rows or data.rows, data.rows)
     per_pass = 1 if schedule.update_every == "pass" else max(1, round(rows / schedule.batch_rows))
@@ -72,6 +81,7 @@ def plan(job: LearnJob) -> Plan:
     row_bytes = dim * _itemsize(model)
     feed = feed_budget(job, model, schedule, data)
     statistics = _statistics_bytes(model, widths(data, model.arrays))
+    to_peers = model.peer_bytes(worker_batch(job, schedule), dim)
     return Plan(
         run_id=run_id_of(job, data),
         rows=rows,
@@ -82,6 +92,7 @@ def plan(job: LearnJob) -> Plan:
         shards=len(data.shards()),
         data_bytes=rows * dim * data.dtype.itemsize,
         workers=job.workers,
+        atom_groups=job.atom_groups,
         threads=threads_of(job),
         # Only here is the device this process's own; other engines look for theirs where they run.
         device=str(device_of(job)) if job.engine == "local" else job.device,
@@ -93,7 +104,8 @@ def plan(job: LearnJob) -> Plan:
         memory_bytes_per_worker=PROCESS_BYTES + need + min(feed, mine * row_bytes),
         memory_limit_per_worker=memory_limit(job),
         statistics_bytes=statistics,
-        traffic_bytes_per_update=2 * statistics * (job.workers - 1) // job.workers,
+        peer_bytes_per_update=to_peers,
+        traffic_bytes_per_update=2 * statistics * (job.row_groups - 1) // job.row_groups + to_peers,
         flops_per_row=model.flops(dim),
     )
 
@@ -118,17 +130,21 @@ def feed_budget(job: LearnJob, model: Model, schedule: Schedule, data: Dataset) 
         raise JobError(
             f"atoms={job.atoms:,} with {batch:,} rows of {dim:,} dimensions at once need "
             f"{need / GIB:,.1f} GiB per worker, but a worker may use {limit / GIB:,.1f} GiB; "
-            "use fewer atoms, a smaller batch_rows, or more memory_gib"
+            "use fewer atoms, a smaller batch_rows, or more memory_gib" + _dealt(model)
         )
     return min((limit - need) // 2, LARGEST_FEED)
+
+
+def _dealt(model: Model) -> str:
+    return "; --atom-groups deals the atoms to several workers" if model.per_atom else ""
 
 
 def most_rows(job: LearnJob, schedule: Schedule, rows: int) -> int:
     """Rows of the worker that has most. A worker that is updated per batch reads rows of the whole data set in turn."""
     if schedule.update_every == "batch":
-        return math.ceil(rows / job.workers)
+        return math.ceil(rows / job.row_groups)
     blocks = math.ceil(rows / schedule.batch_rows)
-    return min(rows, math.ceil(blocks / job.workers) * schedule.batch_rows)
+    return min(rows, math.ceil(blocks / job.row_groups) * schedule.batch_rows)
 
 
 def memory_limit(job: Job) -> int:
@@ -143,7 +159,7 @@ def worker_batch(job: LearnJob, schedule: Schedule) -> int:
     """Rows that one worker handles at once."""
     if schedule.update_every == "pass":
         return schedule.batch_rows
-    return math.ceil(schedule.batch_rows / (1 if job.engine == "local" else job.workers))
+    return math.ceil(schedule.batch_rows / job.row_groups)
 
 
 def share_of(job: LearnJob, schedule: Schedule) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ import torch
 from ..models import Batch, Model, Params, Stage, Stats
 from ..storage import ArtifactStore, StorageError, StoreConflict, Unreachable, locate, open_dataset
 from ..storage.artifacts import RunBranch
-from . import logs, memories
+from . import logs, memories, slices
 from .activations.job import HarvestJob
 from .communicator import Communicator
 from .errors import EngineError, JobError
@@ -31,6 +31,7 @@ from .feed import Feed, Update
 from .job import EncodeJob, Job, LearnJob
 from .plan import device_of, feed_budget, threads_of
 from .progress import Progress
+from .slices import Layout
 from .start import initial_params, load_dictionary, run_id_of
 from .stopwatch import COMMIT as COMMITTING
 from .stopwatch import Stopwatch, Timed
@@ -56,9 +57,9 @@ class RunState:
     whole: bool = True
     """False while step, parameters and history change, one after the other."""
 
-    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Parameters as arrays on the host."""
-        return {name: value.detach().cpu().numpy() for name, value in self.params.items()}
+    def arrays(self, without: tuple[str, ...] = ()) -> dict[str, np.ndarray[Any, Any]]:
+        """Parameters as arrays on the host, some left out."""
+        return {name: value.detach().cpu().numpy() for name, value in self.params.items() if name not in without}
 
 
 def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
@@ -72,18 +73,22 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
     watch = Stopwatch()
     comm = Timed(comm, watch)
     data = open_dataset(job.data)
-    model = job.build_model()
+    layout = slices.arrange(comm, job.atom_groups)
+    model = job.build_share(layout.atoms)
     schedule = job.build_schedule(model)
     rows = min(job.rows or data.rows, data.rows)
     budget = feed_budget(job, model, schedule, data)
-    feed = Feed(data, model, schedule, comm, rows=rows, seed=job.seed, budget=budget, device=device)
+    feed = Feed(data, model, schedule, layout.rows, rows=rows, seed=job.seed, budget=budget, device=device)
     run_id = run_id_of(job, data)
     logs.about(run=run_id)
     store = ArtifactStore(job.store) if comm.rank == 0 else None
     run = store.run(run_id) if store is not None else None
-    state = comm.broadcast(_resume(run) or _begin(job, model, feed, run) if run is not None else cast(RunState, None))
+    found = comm.broadcast(_resume(run) if run is not None else None)
+    if found is not None:
+        found.params = slices.read(found.memory, model, found.params, layout.held(model.atoms))
+    state = found or _begin(job, model, feed, run, comm, layout)
     state.params = {name: value.to(device) for name, value in state.params.items()}
-    if state.memory:
+    if state.memory and not layout.dealt:
         memories.read(state.memory, model, feed.kept, device)
 
     clock = Clock(job, state)
@@ -104,19 +109,22 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
             stage = survey(model, state.params, update, comm)
             last = state.step + 1 == feed.updates
             wish = COMMIT if last or clock.commit_due() else CONTINUE
-            stats, wish = total(model, state.params, checked(update.batches(), comm), stage, comm, wish)
+            stats, wish = total(model, state.params, checked(update.batches(), comm), stage, layout.rows, wish)
+            wish = float(layout.atoms.allreduce(torch.tensor([wish]))[0])
             metrics = model.metrics(state.params, stats)
             params = model.update(state.params, stats, stage)
             state.whole = False
             state.params, state.step = params, state.step + 1
             clock.record(metrics, rows if schedule.update_every == "pass" else rows * schedule.passes / feed.updates)
             if wish >= COMMIT:
-                agree(comm, state.params)
+                agree(layout.rows, state.params)
+                if layout.dealt:
+                    agree(comm, slices.shared(model, state.params))
                 with watch.on(COMMITTING):
-                    generation = remember(run, state, model, feed, comm)
+                    generation = remember(run, state, model, feed, comm, layout)
                 if store is not None and run is not None:
                     with watch.on(COMMITTING):
-                        commit(run, state, job, generation)
+                        commit(run, state, job, generation, without=model.per_atom if layout.dealt else ())
                         if clock.tidy_due():
                             tidy(store)
                 clock.committed()
@@ -130,8 +138,9 @@ def learn(job: LearnJob, comm: Communicator) -> Generator[Progress, None, None]:
         # kept of rows may be ahead of the parameters by a part of a pass: then the last commit stands.
         mine = comm.size == 1 and not model.kept_rows()
         if run is not None and mine and state.whole and state.step > state.kept:
-            # Another process may have taken the run over; then there is nothing to keep.
-            with suppress(StoreConflict):
+            # Another process may have taken the run over: then there is nothing to keep. The store may be away: then
+            # the last commit stands, and the interruption does not wait for it.
+            with suppress(StoreConflict, Unreachable):
                 commit(run, state, job)
         raise
     yield say("done", rows_per_second=clock.rate, metrics=_last(state), result={"run_id": run_id, "step": state.step})
@@ -248,8 +257,10 @@ def agree(comm: Communicator, params: Params) -> None:
     Raises:
         EngineError: their checksums differ.
     """
-    content = (p.detach().cpu().contiguous().numpy().tobytes() for _, p in sorted(params.items()))
-    mine = float(zlib.crc32(b"".join(content)))
+    checksum = 0
+    for _, value in sorted(params.items()):
+        checksum = zlib.crc32(value.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8).data, checksum)
+    mine = float(checksum)
     # A 32-bit checksum and its sum over 10^5 members are exact in float64.
     mean = float(comm.allreduce(torch.tensor([mine], dtype=torch.float64))[0]) / comm.size
     if mean != mine:
@@ -259,18 +270,24 @@ def agree(comm: Communicator, params: Params) -> None:
         )
 
 
-def remember(run: RunBranch | None, state: RunState, model: Model, feed: Feed, comm: Communicator) -> str:
-    """Write what the model keeps of every row; the generation's name, which the next commit has to give (or empty).
+def remember(
+    run: RunBranch | None, state: RunState, model: Model, feed: Feed, comm: Communicator, layout: Layout
+) -> str:
+    """Write what the model keeps of every row, or the atoms where no worker has all; the generation's name, which the
+    next commit has to give (or empty).
 
     Raises:
         EngineError: it could not be written; the commit before it is kept.
     """
-    if not model.kept_rows():
+    if not model.kept_rows() and not layout.dealt:
         return ""
     name = run.memory.new(state.step) if run is not None else ""
     uri = comm.broadcast(run.memory.at(name).uri if run is not None else "")
     try:
-        memories.write(uri, model, feed.kept, comm, rows=feed.rows, block_rows=feed.block_rows)
+        if layout.dealt:
+            slices.write(uri, model, state.params, comm, layout)
+        else:
+            memories.write(uri, model, feed.kept, comm, rows=feed.rows, block_rows=feed.block_rows)
     except Unreachable:
         raise
     except StorageError as err:
@@ -278,8 +295,10 @@ def remember(run: RunBranch | None, state: RunState, model: Model, feed: Feed, c
     return name
 
 
-def commit(run: RunBranch, state: RunState, job: LearnJob, generation: str = "") -> None:
-    """Write the state as the run's next commit, and remove what the ones before it remembered of rows.
+def commit(run: RunBranch, state: RunState, job: LearnJob, generation: str = "", without: tuple[str, ...] = ()) -> None:
+    """Write the state as the run's next commit, and remove what the ones before it had beside them.
+
+    `without`: parameters that `generation` holds.
 
     Raises:
         StoreConflict: another process works on this run.
@@ -287,8 +306,8 @@ def commit(run: RunBranch, state: RunState, job: LearnJob, generation: str = "")
         EngineError: it could not be written; the commit before it is kept.
     """
     try:
-        run.commit(state.step, state.arrays(), _columns(state), job.to_dict(), memory=generation)
-        if generation:
+        run.commit(state.step, state.arrays(without), _columns(state), job.to_dict(), memory=generation)
+        if generation or state.memory:
             run.memory.keep(generation)
     except (StoreConflict, Unreachable):
         raise
@@ -376,13 +395,25 @@ def _resume(run: RunBranch) -> RunState | None:
     return RunState(found.step, params, history, kept=found.step, memory=memory)
 
 
-def _begin(job: LearnJob, model: Model, feed: Feed, run: RunBranch) -> RunState:
+def _begin(
+    job: LearnJob, model: Model, feed: Feed, run: RunBranch | None, comm: Communicator, layout: Layout
+) -> RunState:
     """The start values, committed: from here on the run can be resumed, and a second process that begins it fails."""
-    probe = feed.probe()
-    params = model.init(probe, torch.Generator().manual_seed(job.seed))
-    state = RunState(0, initial_params(job, params))
-    model.check_start(state.params)
-    run.commit(0, state.arrays(), {}, job.to_dict())
+    params: Params = {}
+    if layout.rows.rank == 0:
+        params = model.init(feed.probe(), torch.Generator().manual_seed(job.seed))
+        params = initial_params(job, params, layout.held(model.atoms))
+        model.check_start(params)
+    if not layout.dealt:
+        if run is not None:
+            run.commit(0, RunState(0, params).arrays(), {}, job.to_dict())
+        return RunState(0, comm.broadcast(params))
+    # Computed by several: what is to be the same is the same bits.
+    params = layout.rows.broadcast(params) | comm.broadcast(slices.shared(model, params))
+    state = RunState(0, params)
+    generation = remember(run, state, model, feed, comm, layout)
+    if run is not None:
+        run.commit(0, state.arrays(model.per_atom), {}, job.to_dict(), memory=generation)
     return state
 
 

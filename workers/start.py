@@ -46,8 +46,8 @@ def source_digest(job: LearnJob) -> str:
     return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
 
 
-def initial_params(job: LearnJob, params: Params) -> Params:
-    """`params` with those that the job's `init` gives in their place.
+def initial_params(job: LearnJob, params: Params, held: slice = slice(None)) -> Params:
+    """`params` with those that the job's `init` gives in their place; of atoms, those that are `held`.
 
     Raises:
         JobError: names or shapes that this model does not have, or values that are not finite.
@@ -70,6 +70,8 @@ def initial_params(job: LearnJob, params: Params) -> Params:
             raise JobError(f"init={job.init!r}: {name} holds {value.dtype}, not numbers")
         if not np.isfinite(value).all():
             raise JobError(f"init={job.init!r}: {name} holds NaN or infinite values")
+        if name in model.per_atom and value.shape[:1] == (model.atoms,):
+            value = value[held]
         try:
             out[name] = model.adopt(name, torch.from_numpy(value.astype(np.float64)), own[name])
         except ModelError as err:

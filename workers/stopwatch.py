@@ -64,6 +64,10 @@ class Timed(Communicator):
         with self._watch.on(COMMUNICATION):
             return self._comm.allreduce(vector)
 
+    def allgather(self, vector: Tensor) -> Tensor:
+        with self._watch.on(COMMUNICATION):
+            return self._comm.allgather(vector)
+
     def broadcast(self, value: T) -> T:
         with self._watch.on(COMMUNICATION):
             return self._comm.broadcast(value)
@@ -71,6 +75,9 @@ class Timed(Communicator):
     def barrier(self) -> None:
         with self._watch.on(COMMUNICATION):
             self._comm.barrier()
+
+    def split(self, color: int) -> Timed:
+        return Timed(self._comm.split(color), self._watch)
 
     def check(self) -> None:
         self._comm.check()

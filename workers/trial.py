@@ -94,7 +94,7 @@ def trial(job: LearnJob) -> Trial:
 def measure(job: LearnJob) -> Trial:
     """The trial, here."""
     device = prepare_process(job)
-    data, model = open_dataset(job.data), job.build_model()
+    data, model = open_dataset(job.data), job.build_share()
     schedule = job.build_schedule(model)
     rows = min(job.rows or data.rows, data.rows)
     base = _peak()

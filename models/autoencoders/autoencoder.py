@@ -14,8 +14,11 @@ et al. 2024): s' y ~ W_dec^T z + b_dec, and nothing is subtracted from x.
 Statistics are the gradient of the loss summed over rows. Quantities that would tie the rows of a batch together come
 from the parameters or from a survey instead, so that gradients add.
 
-Shapes: n rows, D dimensions in, E out (D = E without `target`), H latents (atoms). W_enc [H, D] and W_dec [H, E] both
-lie latent by latent, so that every sparse operation gathers rows.
+Where peers share the latents (`sliced`), each encodes all rows with its own, the sum of all their reconstructions is
+what the loss is of, and gradients of latents stay where they are.
+
+Shapes: n rows, D dimensions in, E out (D = E without `target`), H latents (atoms), of which a worker holds H / A. W_enc
+[H, D] and W_dec [H, E] both lie latent by latent, so that every sparse operation gathers rows.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +36,8 @@ from torch import Tensor
 from ..base import Batch, Codes, Model, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import Adam, Moments, tangent
+from ..peers import ALONE, Peers
+from ..peers import total as over_peers
 from ..schedule import Schedule, Stage
 from . import start
 from .auxiliary import Auxiliary, add_auxiliary, auxiliary, auxiliary_bytes
@@ -83,6 +88,10 @@ class Autoencoder(Model):
     """Weights beside `WEIGHTS`, [H] each."""
     tallies: ClassVar[int] = 0
     """Sums beside those of every variant, [H] each."""
+    atom_parallel: ClassVar[bool] = False
+    """Whether this variant can be `sliced`."""
+    peers: ClassVar[Peers] = ALONE
+    """Those who hold the other latents; set by `sliced`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +128,7 @@ class Autoencoder(Model):
 
     def add_rows(self, sums: GradientSums, params: Params, rows: Rows, stage: Stage) -> Tensor:
         """Add the rows' gradients and counts to `sums`; returns reconstruction - target, [n, E]."""
-        return self.fit(sums, params, make_code(*self.code(params, rows, stage), self.atoms), rows)
+        return self.fit(sums, params, make_code(*self.code(params, rows, stage), self.held), rows)
 
     def own_gradients(self, params: Params, sums: GradientSums, stage: Stage) -> Params:
         """Gradients of `own`, summed over rows like all others."""
@@ -139,6 +148,45 @@ class Autoencoder(Model):
     def pieces(self, rows: int) -> int:
         """Rows that `add_rows` gets at once."""
         return rows
+
+    # -- latents that others hold ----------------------------------------------------------------------------------
+
+    def sliced(self, peers: Peers) -> Self:
+        """See `Model.sliced`; the worker of rank a holds the latents from a H / A on."""
+        if not self.atom_parallel:
+            return super().sliced(peers)
+        if self.atoms % peers.size:
+            raise ModelError(f"atom_groups={peers.size} do not divide atoms={self.atoms}: choose a number that does")
+        mine = replace(self)
+        object.__setattr__(mine, "peers", peers)
+        return mine
+
+    @property
+    def held(self) -> int:
+        """Latents on this worker."""
+        return self.atoms // self.peers.size
+
+    @property
+    def first(self) -> int:
+        """The first of them."""
+        return self.held * self.peers.rank
+
+    @property
+    def per_atom(self) -> tuple[str, ...]:
+        """Weights of latents with their moments, and how long each was silent."""
+        weights = [name for name in (*WEIGHTS, *self.own) if name != "b_dec"]
+        return (*(before + name for name in weights for before in ("", FIRST, SECOND)), SILENT)
+
+    def peer_bytes(self, rows: int, dim: int) -> int:
+        """A ring's part of the reconstructions, once more for AuxK, and what each offers for the selections."""
+        item, side, others = self.torch_dtype.itemsize, int(dim / len(self.arrays)), self.peers.size - 1
+        aux = self.aux_coefficient > 0
+        offered = self.offered() + (min(self._aux_k(side), self.held) if aux else 0)
+        return int(rows * item * others * ((1 + aux) * 2 * side / self.peers.size + offered))
+
+    def offered(self) -> int:
+        """Values of a row that a peer offers for the selection; 0 where it selects alone."""
+        return 0
 
     # -- the contract ----------------------------------------------------------------------------------------------
 
@@ -160,17 +208,18 @@ class Autoencoder(Model):
         parts = start.columns(probe, len(self.arrays))
         inputs, outputs = parts[0], parts[0 if self.target is None else 1]
         scales = [start.root_dim_scale(part) if self.normalize == "scalar" else 1.0 for part in (inputs, outputs)]
-        encoder = start.random_rows(self.atoms, inputs.shape[1], generator).to(dtype)
+        held = slice(self.first, self.first + self.held)
+        encoder = start.random_rows(self.atoms, inputs.shape[1], generator, held).to(dtype)
         params: Params = {
             "W_enc": encoder,
             "W_dec": encoder.clone(),
-            "b_enc": torch.zeros(self.atoms, dtype=dtype, device=device),
+            "b_enc": torch.zeros(self.held, dtype=dtype, device=device),
             "b_dec": (scales[1] * start.geometric_median(outputs)).to(device, dtype),
             "scale": torch.tensor(scales[0], dtype=dtype, device=device),
         }
         if self.target is not None:
             centre = (scales[0] * start.geometric_median(inputs)).to(device, dtype)
-            params["W_dec"] = start.random_rows(self.atoms, outputs.shape[1], generator).to(dtype)
+            params["W_dec"] = start.random_rows(self.atoms, outputs.shape[1], generator, held).to(dtype)
             params["b_enc"] = -(encoder @ centre)
             params["target_scale"] = torch.tensor(scales[1], dtype=dtype, device=device)
         params |= self.init_own(params, probe)
@@ -179,7 +228,7 @@ class Autoencoder(Model):
             params[SECOND + name] = torch.zeros_like(params[name])
         for name in (STEPS, TOKENS):
             params[name] = torch.zeros((), dtype=torch.int64, device=device)
-        params[SILENT] = torch.zeros(self.atoms, dtype=torch.int64, device=device)
+        params[SILENT] = torch.zeros(self.held, dtype=torch.int64, device=device)
         # No latent can be dead before the first update.
         params[DEAD] = torch.ones((), dtype=torch.int64, device=device)
         params[RESIDUAL] = torch.zeros((), dtype=dtype, device=device)
@@ -208,7 +257,7 @@ class Autoencoder(Model):
         for rows in self._rows(params, batch):
             error = self.add_rows(sums, params, rows, stage)
             if term is not None:
-                add_auxiliary(sums, params, term, rows, error, self.aux_coefficient, signed=self.signed)
+                add_auxiliary(sums, params, term, rows, error, self.aux_coefficient, self.peers, signed=self.signed)
             sums.residual.sub_(error.sum(0))
             sums.squared.add_(error.square().sum())
         sums.rows.add_(batch.x.shape[0])
@@ -219,12 +268,17 @@ class Autoencoder(Model):
 
     def fit(self, sums: GradientSums, params: Params, code: Code, rows: Rows, slope: float = 0.0) -> Tensor:
         """Add the squared error's gradients, and the code's counts; returns reconstruction - target, [n, E]."""
-        error = code.decode(params["W_dec"]).sub_(rows.targets)
+        error = over_peers(self.peers, code.decode(params["W_dec"])).sub_(rows.targets)
         upstream = 2 * error
         code.add_gradients(sums.weights, params["W_dec"], upstream, rows.inputs, slope)
-        sums.decoder_bias.add_(upstream.sum(0))
+        self.add_bias(sums, upstream)
         sums.l1.add_(code.count(sums.fired, sums.negative))
         return error
+
+    def add_bias(self, sums: GradientSums, upstream: Tensor) -> None:
+        """Add the gradient of b_dec as it is added to the output; what all peers know alike the first one counts."""
+        if self.peers.rank == 0:
+            sums.decoder_bias.add_(upstream.sum(0))
 
     def update(self, params: Params, stats: Stats, stage: Stage) -> Params:
         """One Adam step along the mean gradient, then unit atoms and the counters of silent latents.
@@ -237,10 +291,13 @@ class Autoencoder(Model):
         if rows == 0:
             return dict(params)
         atoms = tangent(stats.decoder, params["W_dec"])
-        gradients = {"W_enc": stats.encoder, "b_enc": stats.encoder_bias, "b_dec": stats.decoder_bias}
+        gradients = {"W_enc": stats.encoder, "b_enc": stats.encoder_bias}
         gradients |= self.own_gradients(params, stats, stage)
-        others = torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
-        norm = float(torch.hypot(others.norm().double(), torch.tensor(atoms.norm).double())) / rows
+        norms = torch.stack([torch.linalg.vector_norm(g).double() for g in gradients.values()])
+        squares = norms.square().sum() + atoms.norm**2
+        parts = over_peers(self.peers, torch.cat([stats.decoder_bias.double(), squares[None]]))
+        gradients["b_dec"] = parts[:-1].to(stats.decoder_bias)
+        norm = float((parts[-1] + parts[:-1].square().sum()).sqrt()) / rows
         steps = int(params[STEPS]) + 1
         if not math.isfinite(norm):
             raise ModelError(f"the gradient is not finite at update {steps}: lower learning_rate={self.peak:.3g}")
@@ -307,13 +364,15 @@ class Autoencoder(Model):
         variance = float(params[VARIANCE])
         fvu = loss / variance if variance > 0 else 0.0
         term = self._auxiliary(params)
+        dead = (params[SILENT] >= params[DEAD]).sum()
+        l0, l1, dead = over_peers(self.peers, torch.stack([stats.fired.sum(), stats.l1, dead]).double()).tolist()
         return {
             "loss": loss,
             "fvu": fvu,
             "explained_variance": 1 - fvu,
-            "l0": float(stats.fired.sum()) / rows,
-            "l1": float(stats.l1 / scale) / rows,
-            "dead_fraction": float((params[SILENT] >= params[DEAD]).double().mean()),
+            "l0": l0 / rows,
+            "l1": l1 / float(scale) / rows,
+            "dead_fraction": dead / self.atoms,
             "aux_loss": term.factor * float(stats.auxiliary) / rows if term is not None else 0.0,
         }
 
@@ -331,7 +390,7 @@ class Autoencoder(Model):
         item = self.torch_dtype.itemsize
         side = dim / len(self.arrays)
         # W_enc or W_dec, with its share of what is kept per latent.
-        weights = int(self.atoms * (side * item + 40))
+        weights = int(self.held * (side * item + 40))
         # Old and new parameters 12, the sums and their flat copy 4; an allocator that does not give freed memory back
         # at once takes the rest.
         update = 20 * weights
@@ -341,14 +400,17 @@ class Autoencoder(Model):
 
     def batch_bytes(self, rows: int, dim: int, item: int) -> int:
         """Bytes beside parameters and gradients that the rows of a batch need."""
-        chunk = chunk_rows(rows, self.atoms, item, torch.device("cpu")) * self.atoms * item
-        aux = auxiliary_bytes(rows, self.atoms, self._aux_k(dim), item) if self.aux_coefficient > 0 else 0
-        return 2 * chunk + rows * (6 * dim * item + max(self.slots(), self.entries()) * (32 + 4 * item)) + aux
+        chunk = chunk_rows(rows, self.held, item, torch.device("cpu")) * self.held * item
+        aux = auxiliary_bytes(rows, self.held, self._aux_k(dim), item) if self.aux_coefficient > 0 else 0
+        # What peers offer, twice, and the places of what is taken.
+        offers = (self.peers.size - 1) * max(self.offered(), min(self._aux_k(dim), self.held)) * (2 * item + 8)
+        entries = max(self.slots(), self.entries()) * (32 + 4 * item)
+        return 2 * chunk + rows * (6 * dim * item + entries + offers) + aux
 
     def flops(self, dim: int) -> float:
         """The encoder's product and four sparse ones."""
         side = dim / len(self.arrays)
-        return 2.0 * side * self.atoms + 8.0 * side * self.entries()
+        return 2.0 * side * self.held + 8.0 * side * self.entries()
 
     # -- helpers ---------------------------------------------------------------------------------------------------
 
@@ -379,7 +441,7 @@ class Autoencoder(Model):
     def _auxiliary(self, params: Params) -> Auxiliary | None:
         if self.aux_coefficient == 0:
             return None
-        return auxiliary(params, self._aux_k(params["b_dec"].shape[0]))
+        return auxiliary(params, self._aux_k(params["b_dec"].shape[0]), self.peers)
 
     def _dead_after(self, tokens: float) -> int:
         """Rows of silence that make a latent dead in a run of `tokens` rows."""

@@ -58,11 +58,15 @@ class BatchTopK(TopK):
 
     def entries(self) -> int:
         """What a row offers at first."""
-        return min(self.atoms, max(4 * self.k, 64))
+        return min(self.held, max(4 * self.k, 64))
+
+    def offered(self) -> int:
+        """None: a histogram finds the threshold."""
+        return 0
 
     def batch_bytes(self, rows: int, dim: int, item: int) -> int:
         """See `Autoencoder.batch_bytes`; where all entries are counted, those above 0 become integers of 8 bytes."""
-        chunk = chunk_rows(rows, self.atoms, item, torch.device("cpu")) * self.atoms
+        chunk = chunk_rows(rows, self.held, item, torch.device("cpu")) * self.held
         return super().batch_bytes(rows, dim, item) + (48 if self.signed else 28) * chunk
 
     # -- the threshold of a batch ----------------------------------------------------------------------------------
@@ -71,7 +75,8 @@ class BatchTopK(TopK):
         """The histogram of scores for one digit of the threshold."""
         rows = float(batch.x.shape[0])
         counts = torch.zeros(1 << ROUNDS[0][1], dtype=torch.float64, device=batch.x.device)
-        found = ScoreCounts(counts, counts.clone(), counts.new_tensor(rows))
+        # All peers see the same rows, and count what their own latents make of them.
+        found = ScoreCounts(counts, counts.clone(), counts.new_tensor(rows if self.peers.rank == 0 else 0.0))
         if rows == 0 or stage.get("cut_round", 0) >= len(ROUNDS):
             return found
         if stage.get("cut_all", 0):
@@ -82,7 +87,7 @@ class BatchTopK(TopK):
         _, values = self._candidates(params, Rows(inputs, inputs, batch.x, batch.memo))
         scores = values.abs()
         found.counts.add_(self._histogram(scores, stage))
-        if scores.shape[1] < self.atoms:
+        if scores.shape[1] < self.held:
             least = scores[:, -1]
             shift, bits = ROUNDS[0]
             bins = order_key(least[least > 0]) >> shift
@@ -120,10 +125,10 @@ class BatchTopK(TopK):
     def code(self, params: Params, rows: Rows, stage: Stage | None) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.code`; without a survey the learned threshold holds."""
         if stage is None or "threshold" not in stage.values:
-            return super().code(params, rows, stage)
+            return Autoencoder.code(self, params, rows, stage)
         threshold = stage.get("threshold", 0.0)
         if stage.get("cut_all", 0):
-            return super().code({**params, "threshold": torch.tensor(threshold)}, rows, stage)
+            return Autoencoder.code(self, {**params, "threshold": torch.tensor(threshold)}, rows, stage)
         indices, values = self._candidates(params, rows)
         values = self._above(values.clone(), threshold)
         width = max(1, int((values != 0).any(0).sum())) if len(values) else 1

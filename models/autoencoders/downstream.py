@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class GradientTopK(TopK):
     """Array of the data set that holds g."""
     encode_by: Literal["activation", "gradient"] = "activation"
     """How `encode` selects: as plain TopK, which needs no gradients, or as in training."""
+
+    atom_parallel: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..base import Params
 from ..errors import ModelError
 from ..kernels import Gradients
+from ..peers import total
 from ..schedule import Stage
 from .batch import BatchTopK
 from .sparse import Code, SparseCode, make_code
@@ -43,20 +44,42 @@ class Matryoshka(BatchTopK):
         """See `Autoencoder.add_rows`."""
         indices, values = self.code(params, rows, stage)
         sums.l1.add_(SparseCode(indices, values).count(sums.fired, sums.negative))
-        decoder, bands = params["W_dec"], self.bands()
+        decoder, bands = params["W_dec"], self._held_bands()
         # Every entry belongs to one band, so that all prefixes together cost one decoding.
-        codes: list[Code] = []
-        errors = [-rows.targets]
-        for first, last in bands:
-            inside = (indices >= first) & (indices < last)
-            codes.append(
-                make_code((indices - first).masked_fill_(~inside, 0), values.masked_fill(~inside, 0), last - first)
-            )
-            errors.append(errors[-1] + codes[-1].decode(decoder[first:last]))
+        codes: list[Code | None] = []
+        errors = rows.targets.new_zeros(len(bands), *rows.targets.shape)
+        for band, error in zip(bands, errors, strict=True):
+            codes.append(_code_in(band, indices, values))
+            if codes[-1] is not None:
+                error.copy_(codes[-1].decode(decoder[slice(*band)]))
+        errors = total(self.peers, errors)
+        errors[0].sub_(rows.targets)
+        for before, error in pairwise(errors):
+            error.add_(before)
         upstream = rows.targets.new_zeros(rows.targets.shape)
-        for (first, last), code, error in zip(bands[::-1], codes[::-1], errors[:0:-1], strict=True):
+        for band, code, error in zip(bands[::-1], codes[::-1], errors.unbind()[::-1], strict=True):
             upstream.add_(error, alpha=2 / len(bands))
-            into = Gradients(*(t[first:last] for t in (sums.decoder, sums.encoder, sums.encoder_bias)))
-            code.add_gradients(into, decoder[first:last], upstream, rows.inputs)
-        sums.decoder_bias.add_(upstream.sum(0))
+            if code is not None:
+                into = Gradients(*(t[slice(*band)] for t in (sums.decoder, sums.encoder, sums.encoder_bias)))
+                code.add_gradients(into, decoder[slice(*band)], upstream, rows.inputs)
+        self.add_bias(sums, upstream)
         return errors[-1]
+
+    def peer_bytes(self, rows: int, dim: int) -> int:
+        """See `Model.peer_bytes`: each nested dictionary's reconstructions."""
+        one = int(rows * dim / len(self.arrays)) * self.torch_dtype.itemsize * 2 * (self.peers.size - 1)
+        return super().peer_bytes(rows, dim) + (len(self.bands()) - 1) * one // self.peers.size
+
+    def _held_bands(self) -> list[tuple[int, int]]:
+        """The parts of `bands` on this worker, counted from its first latent; empty ones included."""
+        inside = lambda latent: min(max(latent - self.first, 0), self.held)  # noqa: E731
+        return [(inside(first), inside(last)) for first, last in self.bands()]
+
+
+def _code_in(band: tuple[int, int], indices: Tensor, values: Tensor) -> Code | None:
+    """The entries of a code within a band, counted from its first latent; None where the band has no latents."""
+    first, last = band
+    if first == last:
+        return None
+    inside = (indices >= first) & (indices < last)
+    return make_code((indices - first).masked_fill_(~inside, 0), values.masked_fill(~inside, 0), last - first)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import top_k
+from ..peers import Peers
 
 
 def pre_activations(inputs: Tensor, encoder: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -29,6 +30,27 @@ def largest(u: Tensor, k: int, *, signed: bool) -> tuple[Tensor, Tensor]:
     magnitude with their signs if `signed`, else at least 0."""
     values, indices = top_k(u.abs() if signed else u, k)
     return indices, u.gather(1, indices) if signed else values.clamp_(min=0)
+
+
+def elected(peers: Peers, values: Tensor, k: int, *, signed: bool) -> Tensor:
+    """`values` [n, w] with those left that are among the k largest of a row over all peers (`signed`: of largest
+    magnitude), 0 elsewhere.
+
+    Exact where a row's values, in falling order, are this peer's k largest, or all that it has and zeros: the k largest
+    of all are among the k largest of each. Of equal ones those of the lower latent are taken, as on one worker, because
+    the peers' latents follow one another. Every peer needs the same w; their w together are at least k.
+    """
+    if peers.size == 1 or values.numel() == 0:
+        return values
+    n, width = values.shape
+    scores = (values.abs() if signed else values).contiguous()
+    # Which latents they are does not matter to the others.
+    offered = peers.allgather(scores.view(-1)).view(peers.size, n, width).transpose(0, 1).reshape(n, -1)
+    _, places = top_k(offered, k)
+    first = peers.rank * width
+    mine = ((places >= first) & (places < first + width)).sum(1, keepdim=True)
+    # They are a row's first, since the order is falling.
+    return values.masked_fill(torch.arange(width, device=values.device) >= mine, 0)
 
 
 def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ..base import Probe
 
+BLOCK = 4096
+"""Rows drawn at once."""
+
 
 def geometric_median(rows: Tensor, *, iterations: int = 100, tolerance: float = 1e-5) -> Tensor:
     """The point with the smallest summed distance to `rows` [m, D], by Weiszfeld's iteration from their mean.
@@ -41,9 +44,20 @@ def unit_rows(weights: Tensor) -> Tensor:
     return weights / norm.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def random_rows(rows: int, dim: int, generator: torch.Generator) -> Tensor:
-    """[rows, dim] float32, directions drawn evenly, norm 1. In float32 so that all dtypes start alike."""
-    return unit_rows(torch.randn(rows, dim, generator=generator, device=generator.device))
+def random_rows(rows: int, dim: int, generator: torch.Generator, held: slice = slice(None)) -> Tensor:
+    """Those of [rows, dim] that are `held`, float32, directions drawn evenly, norm 1. In float32 so that all dtypes
+    start alike; all rows are drawn, block by block, so that every slice has the rows that the whole has there."""
+    first, last, _ = held.indices(rows)
+    out = torch.empty(last - first, dim, device=generator.device)
+    # torch draws 16 numbers at once; the last block takes the rest.
+    blocks = max(1, rows // BLOCK)
+    for at in range(0, blocks * BLOCK, BLOCK):
+        end = at + BLOCK if at < (blocks - 1) * BLOCK else rows
+        drawn = unit_rows(torch.randn(end - at, dim, generator=generator, device=generator.device))
+        low, high = max(at, first), min(end, last)
+        if low < high:
+            out[low - first : high - first] = drawn[low - at : high - at]
+    return out
 
 
 def columns(probe: Probe, arrays: int) -> list[Tensor]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ..base import Params
 from ..errors import ModelError
+from ..peers import Peers
+from ..schedule import Stage
 from .autoencoder import Autoencoder
-from .selection import largest
+from .selection import elected, largest
+from .sums import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,8 @@ class TopK(Autoencoder):
     k: int = 32
     """Active latents per row."""
 
+    atom_parallel: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.k <= self.atoms:
@@ -28,7 +33,16 @@ class TopK(Autoencoder):
 
     def select(self, params: Params, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.select`."""
-        return largest(u, self.k, signed=self.signed)
+        return largest(u, min(self.k, self.held), signed=self.signed)
+
+    def code(self, params: Params, rows: Rows, stage: Stage | None) -> tuple[Tensor, Tensor]:
+        """See `Autoencoder.code`: of what every peer would keep, the k largest of all."""
+        indices, values = super().code(params, rows, stage)
+        return indices, elected(self.peers, values, self.k, signed=self.signed)
+
+    def offered(self) -> int:
+        """Up to k values."""
+        return min(self.k, self.held)
 
     def slots(self) -> int:
         """k, or `code_width`."""
@@ -55,9 +69,23 @@ class GroupMax(TopK):
         if self.atoms % self.k:
             raise ModelError(f"k={self.k} groups of atoms={self.atoms}: choose a k that divides it")
 
+    def sliced(self, peers: Peers) -> Self:
+        """See `Autoencoder.sliced`; every peer needs whole groups, and selects in them alone."""
+        if self.k % peers.size:
+            raise ModelError(f"atom_groups={peers.size} do not divide the k={self.k} groups: choose a number that does")
+        return super().sliced(peers)
+
     def select(self, params: Params, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.select`."""
         size = self.atoms // self.k
-        best = u.view(u.shape[0], self.k, size).max(2)
-        first = torch.arange(0, self.atoms, size, device=u.device)
+        best = u.view(u.shape[0], self.held // size, size).max(2)
+        first = torch.arange(0, self.held, size, device=u.device)
         return best.indices + first, best.values.clamp_(min=0)
+
+    def code(self, params: Params, rows: Rows, stage: Stage | None) -> tuple[Tensor, Tensor]:
+        """See `Autoencoder.code`."""
+        return Autoencoder.code(self, params, rows, stage)
+
+    def offered(self) -> int:
+        """None."""
+        return 0

@@ -27,7 +27,7 @@ template <class T>
 struct Problem {
     int64_t atoms, steps;
     const T* gram;
-    double silence, margin;
+    double silence, margin, least;
 };
 
 // How much choosing an atom would lower the error, up to monotone functions.
@@ -153,6 +153,10 @@ INLINE void pursue(const Problem<T>& p, T* alpha, double energy, double allowed,
             break;
         }
         const double root = std::sqrt(pivot), rho = alpha[j] / root;
+        if (rho * rho < p.least) {
+            end = CONVERGED;
+            break;
+        }
         s.factor[t * k + t] = root;
         s.weights[t] = rho;
         indices[t] = int32_t(j);
@@ -202,9 +206,10 @@ DEFINE(double, f64)
 // alpha [rows, atoms] holds x·D and is overwritten; gram [atoms, atoms]; indices and values [rows, steps].
 #define DEFINE(T, SUFFIX)                                                                                            \
     EXPORT int64_t omp_##SUFFIX(T* alpha, int64_t rows, int64_t atoms, int64_t steps, const T* gram,                 \
-                                const T* energy, const T* allowed, double silence, double margin, int64_t ols,       \
-                                int32_t* indices, T* values, uint8_t* status, T* error, int64_t threads) {           \
-        const Problem<T> problem{atoms, steps, gram, silence, margin};                                               \
+                                const T* energy, const T* allowed, double silence, double margin, double least,        \
+                                int64_t ols, int32_t* indices, T* values, uint8_t* status, T* error,                 \
+                                int64_t threads) {                                                                   \
+        const Problem<T> problem{atoms, steps, gram, silence, margin, least};                                        \
         sparsefleet::for_rows(rows, 32, threads, [&](int64_t first, int64_t last) {                                  \
             thread_local std::vector<T> wide;                                                                        \
             thread_local std::vector<double> exact;                                                                  \

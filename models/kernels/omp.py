@@ -16,6 +16,7 @@ def omp_rows(
     *,
     silence: float,
     margin: float,
+    least: float,
     ols: bool,
     out: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
@@ -29,11 +30,12 @@ def omp_rows(
         steps: k <= H.
         silence: correlation, relative to ‖x‖, below which nothing is left.
         margin: how far below `allowed` to stop, relative to ‖x‖².
+        least: what an atom must lower ‖r‖² by to join.
         ols: choose by the error that remains.
         out: where the results go: indices [n, k] int32, values [n, k], status [n] uint8, error [n].
     """
     native.call(
         "omp",
         *(b, b.shape[0], b.shape[1], steps, gram.contiguous(), energy.contiguous(), allowed.contiguous()),
-        *(silence, margin, int(ols), *out),
+        *(silence, margin, least, int(ols), *out),
     )

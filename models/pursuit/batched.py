@@ -31,6 +31,18 @@ def margin(dtype: torch.dtype) -> float:
     return 4e-6 if torch.finfo(dtype).bits == 32 else 1e-13
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which atoms join a code."""
+
+    steps: int
+    """k, the largest number of atoms."""
+    ols: bool = False
+    """Choose the atom that lowers the error most (optimised OMP), not the most correlated one."""
+    least: float = 0.0
+    """What an atom must lower ‖r‖² by to join."""
+
+
 @dataclass(slots=True)
 class _Block:
     """Signals that are still at work. Every field has one row per signal."""
@@ -82,27 +94,25 @@ def row_bytes(dim: int, atoms: int, steps: int, itemsize: int, *, gram: bool, ol
     return itemsize * (max(0, steps - 1) * wide + (5 + ols) * atoms + 2 * steps * steps + 2 * dim)
 
 
-def pursue(
-    x: Tensor, atoms: Tensor, energy: Tensor, *, steps: int, allowed: Tensor, gram: Tensor | None, ols: bool
-) -> Greedy:
+def pursue(x: Tensor, atoms: Tensor, energy: Tensor, rule: Rule, *, allowed: Tensor, gram: Tensor | None) -> Greedy:
     """Pursue all signals of one block together.
 
     Args:
         x: [B, D].
         atoms: [D, H], unit or zero columns.
         energy: [B] ‖x‖².
-        steps: k, the largest number of atoms.
+        rule: which atoms join, and how many.
         allowed: [B] stop where ‖r‖² is at most this; negative for never.
         gram: [H, H], or None for the residual form.
-        ols: choose the atom that lowers the error most (optimised OMP), not the most correlated one.
     """
+    steps = rule.steps
     out = Greedy(
         torch.full((len(x), steps), -1, dtype=torch.int64, device=x.device),
         x.new_zeros(len(x), steps),
         torch.full((len(x),), int(Status.FULL), dtype=torch.uint8, device=x.device),
         energy.clone(),
     )
-    block = _begin(x, atoms, energy, allowed, steps, gram, ols)
+    block = _begin(x, atoms, energy, allowed, rule, gram)
     out.status[energy == 0] = Status.ZERO
     out.status[(energy > 0) & (energy <= allowed)] = Status.REACHED
     alive = (energy > 0) & (energy > allowed)
@@ -113,15 +123,13 @@ def pursue(
         if count < len(alive) / 2:
             _solve(block, t, out)
             block, alive = block.take(alive), alive[alive]
-        alive = _step(block, t, alive, atoms, gram, out, steps)
+        alive = _step(block, t, alive, atoms, gram, out, rule)
     _solve(block, steps, out)
     return out
 
 
-def _begin(
-    x: Tensor, atoms: Tensor, energy: Tensor, allowed: Tensor, steps: int, gram: Tensor | None, ols: bool
-) -> _Block:
-    count, width = len(x), atoms.shape[1] if gram is not None else x.shape[1]
+def _begin(x: Tensor, atoms: Tensor, energy: Tensor, allowed: Tensor, rule: Rule, gram: Tensor | None) -> _Block:
+    steps, count, width = rule.steps, len(x), atoms.shape[1] if gram is not None else x.shape[1]
     squares = atoms.abs().square().sum(0)
     return _Block(
         place=torch.arange(count, device=x.device),
@@ -133,12 +141,12 @@ def _begin(
         factor=torch.eye(steps, dtype=x.dtype, device=x.device).expand(count, steps, steps).clone(),
         weights=x.new_zeros(count, steps),
         chosen=torch.full((count, steps), -1, dtype=torch.int64, device=x.device),
-        room=squares.expand(count, -1).clone() if ols else energy.new_zeros(count, 0),
+        room=squares.expand(count, -1).clone() if rule.ols else energy.new_zeros(count, 0),
         residual=x.clone() if gram is None else x.new_zeros(count, 0),
     )
 
 
-def _step(s: _Block, t: int, alive: Tensor, atoms: Tensor, gram: Tensor | None, out: Greedy, steps: int) -> Tensor:
+def _step(s: _Block, t: int, alive: Tensor, atoms: Tensor, gram: Tensor | None, out: Greedy, rule: Rule) -> Tensor:
     """One atom more for every signal that is alive; returns which are alive after it."""
     rows = torch.arange(len(alive), device=alive.device)
     j = _best(s)
@@ -147,6 +155,7 @@ def _step(s: _Block, t: int, alive: Tensor, atoms: Tensor, gram: Tensor | None, 
     w, square = _projections(s, t, j, rows, atoms, gram)
     pivot = square - w.abs().square().sum(1)
     dependent = alive & ~over & (pivot <= PIVOT)
+    over |= alive & ~dependent & (top.abs().square() < rule.least * pivot)
     out.status[s.place[over]] = Status.CONVERGED
     out.status[s.place[dependent]] = Status.DEPENDENT
     alive = alive & ~over & ~dependent
@@ -161,7 +170,7 @@ def _step(s: _Block, t: int, alive: Tensor, atoms: Tensor, gram: Tensor | None, 
     reached = alive & (s.left <= s.allowed - margin(s.left.dtype) * s.energy)
     out.status[s.place[reached]] = Status.REACHED
     alive = alive & ~reached
-    if t + 1 < steps:
+    if t + 1 < rule.steps:
         _advance(s, t, j, w, root, rho, atoms, gram)
     return alive
 

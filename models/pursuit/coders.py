@@ -109,6 +109,13 @@ class OMP(Stopped):
 
     select: Literal["omp", "ols"] = "omp"
     """omp: the most correlated atom joins; ols: the one that lowers the error most."""
+    penalty: float = 0.0
+    """λ of ½‖x - D a‖² + λ‖a‖₀: stop before the atom that does not lower it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.penalty < float("inf"):
+            raise ModelError(f"penalty={self.penalty}: must be finite and not negative")
 
     def code(self, x: Tensor, atoms: Tensor, gram: Tensor | None) -> Pursued:
         """As `batch_omp`."""
@@ -116,6 +123,7 @@ class OMP(Stopped):
             *(x, atoms),
             nonzeros=self.width(*atoms.shape),
             error=self.allowed(x),
+            penalty=self.penalty,
             gram=gram,
             trust_gram=True,
             select=self.select,

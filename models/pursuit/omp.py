@@ -30,6 +30,7 @@ def batch_omp(
     *,
     nonzeros: int | None = None,
     error: Tensor | float | None = None,
+    penalty: float = 0.0,
     gram: Tensor | None = None,
     trust_gram: bool = False,
     select: Literal["omp", "ols"] = "omp",
@@ -44,8 +45,9 @@ def batch_omp(
         x: [n, D] signals, float32, float64 or complex.
         atoms: [D, H], of the same type.
         nonzeros: k, most entries of a code; more than min(D, H) are cut to that, with a warning. By default min(D, H),
-            which needs `error`.
+            which needs `error` or `penalty`.
         error: stop where ‖x - D a‖² is at most this: a number, or [n]. The stop never leaves more than that.
+        penalty: λ of ½‖x - D a‖² + λ‖a‖₀: stop before the atom that does not lower it.
         gram: atomsᴴ atoms [H, H] of the atoms as given, where it is at hand.
         trust_gram: leave out the look for NaN and infinite values in `gram`.
         select: "omp", or "ols": the atom that lowers the error most (order-recursive matching pursuit).
@@ -58,17 +60,20 @@ def batch_omp(
         ModelError: shapes, types or options that do not fit, or values that are not finite.
     """
     check_problem(x, atoms, gram, trust_gram=trust_gram)
-    steps = check_steps(nonzeros, atoms, error)
+    if not 0 <= penalty < float("inf"):
+        raise ModelError(f"penalty={penalty}: must be finite and not negative")
+    steps = check_steps(nonzeros, atoms, error if penalty == 0 else penalty)
     if select not in ("omp", "ols"):
         raise ModelError(f"select={select!r}: choose omp or ols")
+    rule = batched.Rule(steps, select == "ols", 2 * penalty)
     allowed = check_error(error, x)
     energy = energies(x)
     directions, gram, scale = unit(atoms, gram)
     if gram is None and worth_a_gram(len(x), atoms, steps, budget):
         gram = gram_matrix(directions)
-    found = _pursue(x, directions, energy, steps, allowed, gram, select == "ols", budget)
-    if error is not None and x.dtype == torch.float32:
-        found = _again_in_double(found, x, directions, energy, steps, allowed, select == "ols", budget)
+    found = _pursue(x, directions, energy, rule, allowed, gram, budget)
+    if (error is not None or penalty > 0) and x.dtype == torch.float32:
+        found = _again_in_double(found, x, directions, energy, rule, allowed, budget)
     if bool((scale != 1).any()):
         values = found.codes.values * scale[found.codes.indices.clamp(min=0).long()]
         found = Pursued(Codes(found.codes.indices, values), found.status, found.error)
@@ -121,31 +126,37 @@ def worth_a_gram(rows: int, atoms: Tensor, steps: int, budget: int) -> bool:
 
 
 def _pursue(
-    x: Tensor, atoms: Tensor, energy: Tensor, steps: int, allowed: Tensor, gram: Tensor | None, ols: bool, budget: int
+    x: Tensor,
+    atoms: Tensor,
+    energy: Tensor,
+    rule: batched.Rule,
+    allowed: Tensor,
+    gram: Tensor | None,
+    budget: int,
 ) -> Pursued:
     dim, count = atoms.shape
     if gram is not None and native.usable(x, atoms, gram):
-        return _compiled(x, atoms, energy, steps, allowed, gram, ols, budget)
-    size = batched.row_bytes(dim, count, steps, x.itemsize, gram=gram is not None, ols=ols)
+        return _compiled(x, atoms, energy, rule, allowed, gram, budget)
+    size = batched.row_bytes(dim, count, rule.steps, x.itemsize, gram=gram is not None, ols=rule.ols)
     parts: list[Pursued] = []
     for rows in blocks(len(x), size, budget):
-        found = batched.pursue(x[rows], atoms, energy[rows], steps=steps, allowed=allowed[rows], gram=gram, ols=ols)
+        found = batched.pursue(x[rows], atoms, energy[rows], rule, allowed=allowed[rows], gram=gram)
         parts.append(Pursued(Codes(found.chosen.to(torch.int32), found.values), found.status, found.error))
-    return joined(parts, steps, x)
+    return joined(parts, rule.steps, x)
 
 
 def _compiled(
-    x: Tensor, atoms: Tensor, energy: Tensor, steps: int, allowed: Tensor, gram: Tensor, ols: bool, budget: int
+    x: Tensor, atoms: Tensor, energy: Tensor, rule: batched.Rule, allowed: Tensor, gram: Tensor, budget: int
 ) -> Pursued:
-    n, count = len(x), atoms.shape[1]
+    n, count, steps = len(x), atoms.shape[1], rule.steps
     indices, values = torch.empty(n, steps, dtype=torch.int32), x.new_empty(n, steps)
     status, error = torch.empty(n, dtype=torch.uint8), x.new_empty(n)
-    silence, margin = batched.silence(x.dtype), batched.margin(x.dtype)
+    limits = {"silence": batched.silence(x.dtype), "margin": batched.margin(x.dtype), "least": rule.least}
 
     def block(rows: slice) -> None:
         b = torch.mm(x[rows], atoms, out=scratch("b", (rows.stop - rows.start, count), x))
         out = (indices[rows], values[rows], status[rows], error[rows])
-        omp_rows(b, gram, energy[rows], allowed[rows], steps, silence=silence, margin=margin, ols=ols, out=out)
+        omp_rows(b, gram, energy[rows], allowed[rows], steps, **limits, ols=rule.ols, out=out)
 
     on_threads(block, cpu_blocks(n, count * x.itemsize, budget))
     return Pursued(Codes(indices, values), status, error)
@@ -156,9 +167,8 @@ def _again_in_double(
     x: Tensor,
     atoms: Tensor,
     energy: Tensor,
-    steps: int,
+    rule: batched.Rule,
     allowed: Tensor,
-    ols: bool,
     budget: int,
 ) -> Pursued:
     """The signals whose error came so low that float32 cannot tell it, once more in float64."""
@@ -170,10 +180,9 @@ def _again_in_double(
         x[doubtful].double(),
         wide,
         energies(x[doubtful].double()),
-        steps,
+        rule,
         allowed[doubtful].double(),
-        gram_matrix(wide) if worth_a_gram(len(doubtful), wide, steps, budget) else None,
-        ols,
+        gram_matrix(wide) if worth_a_gram(len(doubtful), wide, rule.steps, budget) else None,
         budget,
     )
     indices, values = found.codes.indices, found.codes.values

@@ -27,7 +27,7 @@ from ..errors import ModelError
 from ..kernels import native
 from ..kernels.slab import MOST_ACTIVE
 from ..schedule import Schedule, Stage
-from . import masked, noise
+from . import masked, noise, slab_update
 from .evolution import Scene, substitutions, tile_memory
 from .expectation import Truncated, normalise, solve, temperatures, too_large
 from .fused_slab import Rows, slab_rows, working_bytes
@@ -39,8 +39,6 @@ from .slab_posterior import Posterior, Spread, Theta, scatter, stack
 from .states import MOST_STATES, state_table
 
 PI_BOUND = 5e-5
-RARE = 1e-8
-LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,40 +422,12 @@ class GSC(Truncated):
         new = {
             "W": weights,
             "pi": frequency.clamp(PI_BOUND, 1 - PI_BOUND),
-            **(self._full_slab(params, stats) if self.slab == "full" else self._diagonal_slab(params, stats)),
+            **(slab_update.full if self.slab == "full" else slab_update.diagonal)(params, stats, self.fixed),
             **noise.fit(self.noise, weights, stats.ys, stats.zz, stats.yy, stats.used),
         }
-        return self._renormalised(self.learned(params, self.disturbed({**params, **new}, stage)))
-
-    def _diagonal_slab(self, params: Params, stats: GSCStats) -> Params:
-        """μ and ψ as mean and variance of active coefficients; those of atoms that were hardly active stay."""
-        active = stats.s.clamp(min=1e-300)
-        mean, square = stats.sz / active, stats.zz.diagonal() / active
-        # About the mean that is kept, where it is fixed.
-        center = params["mu"] if "mu" in self.fixed else mean
-        spread = square - 2 * center * mean + center.square()
-        variance = torch.maximum(spread, LEAST_VARIANCE * square).clamp(min=1e-30)
-        rare = stats.s < RARE * stats.used
-        return {"mu": torch.where(rare, params["mu"], mean), "psi": torch.where(rare, params["psi"], variance)}
-
-    def _full_slab(self, params: Params, stats: GSCStats) -> Params:
-        """μ and Ψ as mean and covariance of all of z, the inactive coefficients inferred from the active ones."""
-        psi = params["psi"]
-        shift = psi @ stats.imputed / stats.used * ("mu" not in self.fixed)
-        cov = psi + psi @ stats.spread @ psi / stats.used - torch.outer(shift, shift)
-        # Floors apply to the correlations, so that they do not depend on the scale of an atom.
-        deviation = torch.maximum(cov.diagonal(), LEAST_VARIANCE * psi.diagonal()).clamp(min=1e-30).sqrt()
-        scale = torch.outer(deviation, deviation)
-        values, vectors = torch.linalg.eigh((cov + cov.T) / (2 * scale))
-        return {"mu": params["mu"] + shift, "psi": (vectors * values.clamp(min=LEAST_VARIANCE)) @ vectors.T * scale}
-
-    def _renormalised(self, params: Params) -> Params:
-        if not self.renormalise or {"W", "mu", "psi"} & set(self.fixed):
-            return params
-        norm = params["W"].norm(dim=0)
-        norm = torch.where(norm > 1e-12 * norm.max(), norm, torch.ones_like(norm))
-        scale = torch.outer(norm, norm) if self.slab == "full" else norm.square()
-        return {**params, "W": params["W"] / norm, "mu": params["mu"] * norm, "psi": params["psi"] * scale}
+        made = self.learned(params, self.disturbed({**params, **new}, stage))
+        keep = not self.renormalise or {"W", "mu", "psi"} & set(self.fixed)
+        return made if keep else slab_update.renormalised(made)
 
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
         """Free energy per datapoint (nats, at temperature 1), mean π, σ (root mean square over dimensions), mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,6 +60,8 @@ def _from_prefect(run: str, flow: bool, as_json: bool) -> None:
         if program not in PROGRAMS:
             raise PipelineError(f"run {found.name!r} is one of the flow {program!r}, which is none of sparsefleet's")
         if found.deployment_id is not None:
+            if wait := runs.unsettled_seconds(found, datetime.now(UTC)):
+                say(f"{found.name} has just crashed; handing it over in {wait:.0f} s, when its worker has noticed too")
             runs.retry(prefect, found)
     if found.deployment_id is None:
         if found.state is not None and found.state.is_completed():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import psutil
@@ -17,6 +18,27 @@ from ..errors import BadData, StorageError
 from .names import check_keys
 
 Arrays = dict[str, NDArray[Any]]
+
+
+class Pieces(Protocol):
+    """An array that lies elsewhere, and is never in memory as a whole."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array; one dimension or more."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its numbers."""
+        ...
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Part start…stop-1 along the first axis."""
+        ...
+
+
+A = TypeVar("A")
 
 PARAMS, HISTORY, FIGURES = "params", "history", "figures"
 CHUNK_BYTES = 8 * 2**20
@@ -33,6 +55,15 @@ def checked_params(arrays: Mapping[str, ArrayLike]) -> Arrays:
             raise BadData(f"array {key!r} has dtype {array.dtype}: only numbers can be kept")
         out[key] = array.astype(array.dtype.newbyteorder("="), copy=False)
     return out
+
+
+def checked_content(params: Arrays, pieces: Mapping[str, Pieces]) -> dict[str, NDArray[Any] | Pieces]:
+    """Both together; BadData and StorageError as for `params` alone."""
+    check_keys([*params, *pieces], "an array")
+    for key, array in pieces.items():
+        if array.dtype.kind not in "biufc":
+            raise BadData(f"array {key!r} has dtype {array.dtype}: only numbers can be kept")
+    return {**params, **pieces}
 
 
 def checked_history(history: Mapping[str, ArrayLike]) -> Arrays:
@@ -55,20 +86,35 @@ def checked_figures(figures: Mapping[str, bytes]) -> Arrays:
     return {name: np.frombuffer(content, np.uint8) for name, content in figures.items()}
 
 
-def below(folder: str, arrays: Arrays) -> Arrays:
+def below(folder: str, arrays: Mapping[str, A]) -> dict[str, A]:
     """The same arrays under their path in a commit."""
     return {f"{folder}/{key}": array for key, array in arrays.items()}
 
 
-def create_array(group: zarr.Group, key: str, array: NDArray[Any], *, overwrite: bool = False) -> None:
+def create_array(group: zarr.Group, key: str, array: NDArray[Any] | Pieces, *, overwrite: bool = False) -> None:
     """Puts a new array into a group."""
-    rows = CHUNK_BYTES * (array.shape[0] if array.ndim else 1) // max(1, array.nbytes)
-    chunks = tuple(max(1, size) for size in (min(rows, *array.shape[:1]), *array.shape[1:])) if array.ndim else ()
+    rows = _chunk_rows(array)
+    chunks = tuple(max(1, size) for size in (min(rows, *array.shape[:1]), *array.shape[1:])) if array.shape else ()
     made = group.create_array(
         key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=[Crc32cCodec()], overwrite=overwrite
     )
-    if array.size:
+    if not isinstance(array, np.ndarray):
+        for start, piece in _pieces(array):
+            made[start : start + len(piece)] = piece
+    elif array.size:
         made[...] = array
+
+
+def _chunk_rows(array: NDArray[Any] | Pieces) -> int:
+    size = prod(array.shape) * array.dtype.itemsize
+    return CHUNK_BYTES * (array.shape[0] if array.shape else 1) // max(1, size)
+
+
+def _pieces(array: Pieces) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The array chunk by chunk: where each begins, and its numbers."""
+    rows = max(1, _chunk_rows(array))
+    for start in range(0, array.shape[0], rows):
+        yield start, array.read(start, min(start + rows, array.shape[0]))
 
 
 def read_arrays(group: zarr.Group, folder: str = "") -> Arrays:
@@ -98,10 +144,10 @@ def _refuse_foreign(arrays: Mapping[str, zarr.Array[Any]]) -> None:
         raise StorageError(f"arrays of {size:,} bytes do not fit the {room:,} bytes of memory that are free")
 
 
-def checksum(array: NDArray[Any]) -> str:
+def checksum(array: NDArray[Any] | Pieces) -> str:
     """sha256 of dtype, shape and values."""
-    head = f"{array.dtype.newbyteorder('<').str}{array.shape}".encode()
-    values = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    digest = hashlib.sha256(head)
-    digest.update(values.reshape(-1).view(np.uint8).data)
+    stored = array.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{stored.str}{array.shape}".encode())
+    for values in [array] if isinstance(array, np.ndarray) else (piece for _, piece in _pieces(array)):
+        digest.update(np.ascontiguousarray(values.astype(stored, copy=False)).reshape(-1).view(np.uint8).data)
     return f"sha256:{digest.hexdigest()}"

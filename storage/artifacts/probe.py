@@ -1,8 +1,9 @@
-"""Whether an S3 server keeps conditional writes, on which the safety of several writers rests."""
+"""What an S3 server does: whether it keeps conditional writes, on which several writers rely, and its clock."""
 
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -37,6 +38,18 @@ def conditional_writes(place: Location) -> dict[str, bool]:
             obstore.put(store, key, b"changed")
             update: PutMode = {"e_tag": old["e_tag"]}
             return {"create": _refused(store, key, "create"), "update": _refused(store, key, update)}
+        finally:
+            obstore.delete(store, key)
+
+
+def clock(place: Location) -> datetime:
+    """The server's time, as it dates a small object that is written now; this machine's clock may be wrong."""
+    with reaching(place):
+        store = place.object_store()
+        key = f"probe/{uuid4().hex}"
+        obstore.put(store, key, b"now")
+        try:
+            return obstore.head(store, key)["last_modified"]
         finally:
             obstore.delete(store, key)
 

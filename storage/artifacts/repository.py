@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 # Before the import: its logger writes to standard output, where other programs expect our words only.
-os.environ.setdefault("ICECHUNK_LOG", "error")
+os.environ.setdefault("ICECHUNK_LOG", "off")
 
 import icechunk
 import obstore
@@ -39,6 +40,11 @@ LOCK_SECONDS = 120.0
 MAIN = "main"
 SCRATCH = "scratch."
 """Branches on which a commit without history is prepared; one that stays behind belongs to a writer that was killed."""
+
+CLOCKS = re.compile(
+    r"local clock: `([\d: -]{19}).*object store clock: `([\d: -]{19})|parent: `([\d: -]{19}).*child: `([\d: -]{19})"
+)
+"""The times in what Icechunk says when it refuses a commit because of the clock."""
 
 T = TypeVar("T")
 
@@ -384,15 +390,21 @@ class Repository:
 
 
 def _kind(error: icechunk.IcechunkError) -> type[StorageError]:
-    """Unreachable for what the S3 client says after its own retries, when the server is away or answers with 5xx."""
+    """Unreachable for what the S3 client says after its own retries, when the server is away or answers with 5xx, and
+    for a commit that is refused because of this machine's clock."""
     away = any(words in error.message for words in ("dispatch failure", "service error", "timeout"))
-    return Unreachable if away else StorageError
+    return Unreachable if away or CLOCKS.search(error.message) else StorageError
 
 
 def _words(error: icechunk.IcechunkError) -> str:
     """The first sentence of Icechunk's report, without its call stack."""
     lines = [line.strip(" x×|") for line in error.message.splitlines()]
     text = next((line for line in lines if line), "unknown error")[:300]
+    if clocks := CLOCKS.search(error.message):
+        mine, store, newest, now = clocks.groups()
+        if mine:
+            return f"this machine's clock says {mine} UTC, the store's {store} UTC; set it right"
+        return f"this machine's clock says {now} UTC, before the last commit's {newest} UTC; set it right"
     return "the S3 server does not answer any more" if "dispatch failure" in text else text
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import zarr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import NotFound, StorageError, StoreConflict
 from ..locations import locate
@@ -24,8 +24,9 @@ from .arrays import (
     FIGURES,
     HISTORY,
     PARAMS,
-    Arrays,
+    Pieces,
     below,
+    checked_content,
     checked_figures,
     checked_history,
     checked_params,
@@ -35,7 +36,7 @@ from .arrays import (
 )
 from .card import Card, make_card, read_card
 from .lineage import lineage
-from .probe import conditional_writes
+from .probe import clock, conditional_writes
 from .repository import FORMAT, Commit, Repository
 from .runs import RunBranch, RunInfo, left_memories, run_infos
 from .versions import Artifact, Version, number_of, version_of
@@ -75,32 +76,38 @@ class ArtifactStore:
         history: Mapping[str, ArrayLike] | None = None,
         figures: Mapping[str, bytes] | None = None,
         message: str = "",
+        pieces: Mapping[str, Pieces] | None = None,
     ) -> Version:
         """Adds the next version of `name`: readers see all of it or nothing.
 
         `arrays` by their standard name (those that start with `training/` are left out), `history` one 1-D array per
-        metric, `figures` PNG files. `card` has the fields of `Card`; the store fills name, version, created, code,
-        packages and checksums, and turns `parents` (references such as "name@best") into exact versions.
+        metric, `figures` PNG files, `pieces` further arrays, which are read chunk by chunk. `card` has the fields of
+        `Card`; the store fills name, version, created, code, packages and checksums, and turns `parents` (references
+        such as "name@best") into exact versions.
         StorageError and BadData for what cannot be kept, NotFound for an unknown parent.
         """
         names.check_name(name)
         kept = {key: value for key, value in arrays.items() if not key.startswith(names.TRAINING)}
         for figure in figures or {}:
             names.check_figure(figure)
-        content = {
-            **below(PARAMS, checked_params(kept)),
+        content: dict[str, NDArray[Any] | Pieces] = {
+            **below(PARAMS, checked_content(checked_params(kept), pieces or {})),
             **below(HISTORY, checked_history(history or {})),
             **below(FIGURES, checked_figures(figures or {})),
         }
         given = {**card, "parents": [self._parent(item) for item in card.get("parents") or []]}
         return self._add(name, content, given, message)
 
-    def _add(self, name: str, content: Arrays, given: dict[str, Any], message: str) -> Version:
+    def _add(
+        self, name: str, content: Mapping[str, NDArray[Any] | Pieces], given: dict[str, Any], message: str
+    ) -> Version:
         version = _retry(lambda: self._publish(name, content, given, message))
         self._repo.tag(names.version_tag(name, version.number), version.snapshot)
         return version
 
-    def _publish(self, name: str, content: Arrays, given: dict[str, Any], message: str) -> Version:
+    def _publish(
+        self, name: str, content: Mapping[str, NDArray[Any] | Pieces], given: dict[str, Any], message: str
+    ) -> Version:
         checksums = {path: checksum(array) for path, array in content.items()}
         with self._repo.session(names.versions_branch(name), lasting=True, clear=True) as session:
             number = number_of(session.base) + 1 if session.base else 1
@@ -261,13 +268,15 @@ class ArtifactStore:
         """Removes what no version, alias or run needs (dropped runs and their memory, interrupted writes), and counts.
 
         On S3 a writer that is at work cannot be seen, so that its files must be younger than the margin of at least
-        one day; local writers are kept out by the lock.
+        one day, by the server's clock; local writers are kept out by the lock.
         """
         if older_than_days < (0 if self._repo.place.is_local else 1):
             raise StorageError(
                 f"older_than_days={older_than_days} would remove files of writers at work: use 1 or more"
             )
-        before = datetime.now(UTC) - timedelta(days=older_than_days)
+        place = self._repo.place
+        now = datetime.now(UTC) if place.is_local else clock(place)
+        before = now - timedelta(days=older_than_days)
         left = left_memories(self._repo)
         if not dry_run:
             for memory in left:

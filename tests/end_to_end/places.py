@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import numpy as np
 import psutil
+import pytest
 from sparsefleet.pipelines import learning
 from sparsefleet.storage import ArtifactStore, NotFound, create_dataset
 from sparsefleet.workers import LearnJob
@@ -26,6 +28,7 @@ MAIN = "from sparsefleet.pipelines.cli import main; main()"
 STEPS = 60
 CONTINUE = r"interrupted; continue with the same command, or: sparsefleet (resume [0-9a-f]{12} --store \S+)"
 WORKER = r"ray::Member|\S*/python\S* .*-m sparsefleet.workers.mpi_main"
+CLOCK = Path(__file__).with_name("clock.cpp")
 OWN_MODEL = Path(__file__).parents[1] / "own_mean.py"
 
 
@@ -76,6 +79,23 @@ class Command:
             process.kill()
         self.process.wait()
         self._err.close()
+
+
+class MovedClock:
+    """The wall clock of commands started with `environment`, moved while they run."""
+
+    def __init__(self, folder: Path) -> None:
+        library, self._file = folder / "clock.so", folder / "clock"
+        if sys.platform != "linux" or not shutil.which("g++"):
+            pytest.skip("a clock can be moved on Linux, with g++")
+        subprocess.run(["g++", "-O2", "-shared", "-fPIC", "-o", library, CLOCK], check=True)
+        self._file.write_bytes(struct.pack("q", 0))
+        self.environment = {"LD_PRELOAD": str(library), "SPARSEFLEET_TEST_CLOCK": str(self._file)}
+
+    def move(self, seconds: int) -> None:
+        """From now on the clock is so much ahead of the true time."""
+        with self._file.open("r+b") as file:
+            file.write(struct.pack("q", seconds))
 
 
 def words(process: psutil.Process) -> str:

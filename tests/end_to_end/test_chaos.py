@@ -97,12 +97,28 @@ def mended(fleet: Topology) -> None:
     wait_for(fleet.has_worker, 180, lambda: fleet.log("worker"))
 
 
+def begun(fleet: Topology, name: str) -> tuple[Site, str]:
+    """A run that has committed, and where."""
+    site = Site(fleet, name)
+    run = site.submit(passes=PASSES, pause=0.1)
+    site.commits(run)
+    return site, run
+
+
+def resumed(site: Site, run: str) -> None:
+    """It goes on when told to, to the same result."""
+    again = site.fleet.run("sparsefleet", "resume", run)
+    assert again.returncode == 0, again.stderr
+    wait_for(lambda: site.fleet.api(f"flow_runs/{run}")["run_count"] == 2, 120, lambda: site.said(run))
+    assert site.ends(run) == "COMPLETED", site.said(run)
+    print(site.said(run))
+    print(f"{site.folder.name}: relative difference of W {site.check_result(PASSES):.1e}")
+
+
 @pytest.mark.usefixtures("mended")
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fault.__name__)
 def test_a_run_ends_well_although(fleet: Topology, row: Row) -> None:
-    site = Site(fleet, row.fault.__name__.replace("_", "-"))
-    run = site.submit(passes=PASSES, pause=0.1)
-    site.commits(run)
+    site, run = begun(fleet, row.fault.__name__.replace("_", "-"))
     row.fault(fleet)
     assert site.ends(run, 300) == "COMPLETED", site.said(run)
     print(site.said(run))
@@ -114,9 +130,7 @@ def test_a_run_ends_well_although(fleet: Topology, row: Row) -> None:
 @pytest.mark.usefixtures("mended")
 def test_a_run_goes_on_after_its_prefect_worker_was_killed(fleet: Topology) -> None:
     """With the worker's container its flow run ends too, and nobody is left to say so: it is cancelled and resumed."""
-    site = Site(fleet, "prefect-worker")
-    run = site.submit(passes=PASSES, pause=0.1)
-    site.commits(run)
+    site, run = begun(fleet, "prefect-worker")
     fleet.kill("worker")
     wait_for(lambda: not fleet.members(), 60)
     assert 0 < site.committed() < PASSES
@@ -125,12 +139,21 @@ def test_a_run_goes_on_after_its_prefect_worker_was_killed(fleet: Topology) -> N
     refused = fleet.run("sparsefleet", "resume", run)
     assert f"sparsefleet cancel {run[:8]}, then resume" in refused.stderr
     print(fleet.run("sparsefleet", "cancel", run, "--wait", 20).stdout)
-    again = fleet.run("sparsefleet", "resume", run)
-    assert again.returncode == 0, again.stderr
-    wait_for(lambda: fleet.api(f"flow_runs/{run}")["run_count"] == 2, 120, lambda: site.said(run))
-    assert site.ends(run) == "COMPLETED", site.said(run)
+    resumed(site, run)
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_run_goes_on_after_the_ray_head_was_killed(fleet: Topology) -> None:
+    """A head without a database of its own forgets its cluster: the run fails, and is resumed on the new cluster."""
+    site, run = begun(fleet, "head-killed")
+    fleet.kill("ray-head")
+    assert site.ends(run, 180) in ("FAILED", "CRASHED"), site.said(run)
+    wait_for(lambda: not fleet.members(), 60)
     print(site.said(run))
-    site.check_result(PASSES)
+    assert 0 < site.committed() < PASSES
+    wait_for(lambda: fleet.raylets() == 4, 240, lambda: fleet.log("worker")[-3000:])
+    wait_for(fleet.has_worker, 180, lambda: fleet.log("worker")[-3000:])
+    resumed(site, run)
 
 
 @pytest.mark.usefixtures("mended")

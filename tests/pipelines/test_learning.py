@@ -265,3 +265,30 @@ def test_a_model_of_ones_own_goes_the_same_way(sparsefleet, bars, tmp_path):
     assert sparsefleet(*learn_it).code == 0
     encode_it = ["encode", "--data", bars, "--dictionary", "dictionary", "--out", "c.zarr"]
     assert sparsefleet(*encode_it).code == 0
+
+
+@pytest.mark.e2e
+def test_a_version_of_dealt_atoms_is_like_any_other(tmp_path, bars):
+    fixed = {
+        "data": bars, "store": str(tmp_path / "store"), "model": "topk", "atoms": 32, "passes": 2, "dtype": "float64",
+        "batch_rows": 100, "settings": {"k": 3}, "name": "dealt",
+    }  # fmt: skip
+    learn(LearnJob.parse(fixed))
+    result = learn(LearnJob.parse({**fixed, "engine": "mpi", "workers": 2, "threads": 1, "atom_groups": 2}))
+    store = ArtifactStore(fixed["store"])
+    one, other = store.load("dealt@1"), store.load("dealt@2")
+    assert one.arrays.keys() == other.arrays.keys()
+    for name, array in one.arrays.items():
+        assert other.arrays[name].dtype == array.dtype
+        np.testing.assert_allclose(other.arrays[name], array, rtol=1e-10, atol=1e-12)
+    assert result.figures.keys() == {"atoms.png", "convergence.png"} == other.figures.keys()
+    assert store.verify() == [] and store.runs() == []
+    assert not any((tmp_path / "store" / "memory").rglob("*.json"))
+    out = encode(EncodeJob(data=bars, dictionary="dealt@2", store=fixed["store"], out=str(tmp_path / "codes.zarr")))
+    assert out.rows == 600
+
+
+def test_a_dry_run_of_dealt_atoms_needs_no_workers(tmp_path, bars):
+    job = LearnJob(data=bars, store=str(tmp_path / "s"), model="topk", atoms=32, settings={"k": 3}, engine="mpi",
+                   workers=2, atom_groups=2)  # fmt: skip
+    assert dry_run(job).step > 0

@@ -98,7 +98,7 @@ def _attempt(program: str, job: Job, launcher: list[str]) -> Generator[Progress,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "error"},
+            env=os.environ | {"OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "off"},
             preexec_fn=_die_with_parent,
         )
         try:

@@ -1,4 +1,5 @@
-"""Wait for a store or data set that does not answer: a run of days must not end because a server was started again."""
+"""Wait for a store or data set that cannot be used for now: a run of days must not end because a server was started
+again, or because of a clock that is set right again."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ T = TypeVar("T")
 def with_patience(
     job: Job, attempt: Callable[[Job], Generator[Progress, None, None]]
 ) -> Generator[Progress, None, None]:
-    """Messages of `attempt(job)`, tried again while a server is away, until five minutes have gone without a commit.
+    """Messages of `attempt(job)`, tried again on Unreachable, until five minutes have gone without a commit.
 
     What is away from the start is said at once: its address may be wrong.
 

@@ -28,6 +28,7 @@ from ..program import run_program
 from ..progress import Progress
 from .failures import FINAL, GroupLost, describe, revive
 from .folders import end_users, temporary_folder
+from .ray_loopback import on_loopback
 from .ray_meters import RaySink
 from .ray_token import own_token
 from .restarts import with_restarts
@@ -199,7 +200,8 @@ def _cluster(job: Job) -> Generator[Cluster, None, None]:
     size: dict[str, Any] = {"num_cpus": job.workers * threads_of(job), "object_store_memory": OBJECT_STORE_BYTES}
     with temporary_folder("ray", short=True) as folder:
         try:
-            with own_token(), _connection(address=OWN, include_dashboard=False, _temp_dir=str(folder), **size):
+            own = {"address": OWN, "include_dashboard": False, "_temp_dir": str(folder), **size}
+            with own_token(), on_loopback(), _connection(**own):
                 _check_size(job)
                 yield Cluster(local=True, address=None)
         finally:
@@ -372,7 +374,7 @@ def _first_line(err: Exception) -> str:
 
 def _environment(threads: int, *, local: bool) -> dict[str, str]:
     """Environment of the workers; credentials travel by Ray's own worker environment, not by the job."""
-    env = {"OMP_NUM_THREADS": str(threads), "ICECHUNK_LOG": "error"}
+    env = {"OMP_NUM_THREADS": str(threads), "ICECHUNK_LOG": "off"}
     if logs.SETTING in os.environ:
         env[logs.SETTING] = os.environ[logs.SETTING]
     if local and os.path.exists("/sys/class/net/lo"):

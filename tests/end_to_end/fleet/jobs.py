@@ -101,9 +101,10 @@ class Site:
         return self.state(run)
 
     def said(self, run: str) -> str:
-        """The flow run's log, as its page shows it."""
-        asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-        return "\n".join(entry["message"] for entry in self.fleet.api("logs/filter", json.dumps(asked).encode()))
+        """The newest of the flow run's log, as its page shows it."""
+        asked = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_DESC", "limit": 200}
+        found = self.fleet.api("logs/filter", json.dumps(asked).encode())
+        return "\n".join(entry["message"] for entry in reversed(found))
 
     def undisturbed(self, passes: int = 40, **fields: Any) -> np.ndarray[Any, Any]:
         """W of the same job, run in one go in this process on a copy of the data."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from sparsefleet.models.kernels import native
 
 
 @pytest.fixture(autouse=True)
@@ -15,12 +14,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def twin(request, monkeypatch):
-    """Each test with the compiled kernels and with their torch twins."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "usable", lambda *_: False)
-    elif native.library() is None:
-        pytest.skip("the kernels were not compiled")

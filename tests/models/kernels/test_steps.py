@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sparsefleet.models.kernels import Adam, Moments, native, tangent
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def twin(request, monkeypatch):
-    """Each test with the compiled kernels and with their torch twins."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "usable", lambda *_: False)
-    elif native.library() is None:
-        pytest.skip("the kernels were not compiled")
+from sparsefleet.models.kernels import Adam, Moments, tangent
 
 
 @pytest.mark.parametrize("shape", [(), (3, 5), (300_001,)])

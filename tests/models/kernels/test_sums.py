@@ -2,18 +2,9 @@
 
 import pytest
 import torch
-from sparsefleet.models.kernels import code_cross, code_moments, native, sweep_block
+from sparsefleet.models.kernels import code_cross, code_moments, sweep_block
 
 N, D, H, K = 40, 7, 12, 4
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def way(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
-        pytest.skip("the kernels are not built here")
-    return request.param
 
 
 def codes(dtype, seed=0):
@@ -35,7 +26,7 @@ def dense(indices, values):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_sums(way, dtype, threads):
+def test_sums(twin, dtype, threads):
     indices, values = codes(dtype)
     x = torch.randn(N, D, dtype=dtype)
     before = torch.get_num_threads()
@@ -49,7 +40,7 @@ def test_sums(way, dtype, threads):
     assert torch.allclose(cross, a.T @ x.double(), rtol=1e-12, atol=1e-12)
 
 
-def test_no_rows_and_no_entries(way):
+def test_no_rows_and_no_entries(twin):
     empty = torch.empty(0, K, dtype=torch.int32), torch.empty(0, K)
     assert not code_moments(*empty, H).any()
     assert not code_cross(torch.empty(0, D), *empty, H).any()
@@ -60,7 +51,7 @@ def test_no_rows_and_no_entries(way):
 
 @pytest.mark.parametrize("length", ["unit", "ball", "any"])
 @pytest.mark.parametrize("nonnegative", [False, True])
-def test_sweep_block(way, length, nonnegative):
+def test_sweep_block(twin, length, nonnegative):
     a = dense(*codes(torch.float64))
     a[:, 3] = 0
     x = torch.randn(N, D, dtype=torch.float64) * 0.3

@@ -8,7 +8,9 @@ import torch
 from sparsefleet.models import Batch, Stage
 from sparsefleet.models.kernels import native
 
-compiled = pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled")
+compiled = pytest.mark.skipif(
+    native.library() is None, reason="the kernels were not compiled (no C++ compiler at set-up)"
+)
 
 
 def both(monkeypatch, call, *, rows=1):

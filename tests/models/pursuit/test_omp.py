@@ -62,6 +62,28 @@ def test_is_what_the_definition_says(form, reference, select):
         np.testing.assert_allclose(found.codes.values[n], values, atol=1e-10)
 
 
+@pytest.mark.parametrize("select", ["omp", "ols"])
+def test_a_penalty_stops_before_the_atom_that_does_not_pay(form, reference, select):
+    x, d, _ = reference.problem(40, 15, 37, 4, noise=0.2)
+    penalty = 0.05
+    found = batch_omp(*tensors(x, d), penalty=penalty, select=select)
+    assert set(found.nonzeros.tolist()) > {3, 4}
+    for n in range(len(x)):
+        k = int(found.nonzeros[n])
+        assert found.status[n] == Status.CONVERGED
+        errors = [reference.error(x[n], d[:, reference.omp(x[n], d, t, select)[0]]) for t in range(k + 2)]
+        drops = -np.diff(errors)
+        assert (drops[:k] >= 2 * penalty).all() and drops[k] < 2 * penalty
+        assert found.codes.indices[n, :k].tolist() == reference.omp(x[n], d, k, select)[0]
+        np.testing.assert_allclose(found.error[n], errors[k], atol=1e-10)
+
+
+@pytest.mark.parametrize("penalty", [-1.0, float("nan"), float("inf")])
+def test_a_penalty_that_is_none(penalty):
+    with pytest.raises(ModelError, match="must be finite and not negative"):
+        batch_omp(torch.ones(2, 3), torch.eye(3), nonzeros=1, penalty=penalty)
+
+
 def test_complex_dictionaries(reference):
     rng = np.random.default_rng(0)
     d = rng.normal(size=(16, 40)) + 1j * rng.normal(size=(16, 40))

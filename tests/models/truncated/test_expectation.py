@@ -236,7 +236,7 @@ def test_drawing_points_needs_no_scores(case, monkeypatch):
     assert 0 < float(stats.used) < ROWS
 
 
-@pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled")
+@pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled (no C++ compiler at set-up)")
 @each
 @pytest.mark.parametrize("more", [{"hysteresis": True}, {"states": "evolutionary"}], ids=str)
 def test_codes_come_from_the_kernel_however_states_were_learned(case, more, monkeypatch):

@@ -83,7 +83,7 @@ def measured():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
-@pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled")
+@pytest.mark.skipif(native.library() is None, reason="the kernels were not compiled (no C++ compiler at set-up)")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
 def test_memory_is_predicted(measured, model, kind):

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from sparsefleet.storage.artifacts import ArtifactStore, runs
+from sparsefleet.storage.artifacts import store as stores
 from sparsefleet.storage.errors import NotFound, StorageError, StoreConflict
 from werkzeug.serving import make_server
 
@@ -44,6 +46,21 @@ def test_publish_resolve_alias_run_and_verify(s3_bucket: str) -> None:
         store.garbage_collect(older_than_days=0)
     facts = store.doctor()
     assert (facts["kind"], facts["conditional_create"], facts["conditional_update"]) == ("s3", True, True)
+
+
+def test_rubbish_is_dated_by_the_clock_of_the_server(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock is a year ahead must not take what others are writing for old."""
+    store = ArtifactStore(f"{s3_bucket}/store")
+    store.publish("a", arrays=W, card={})
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=365)
+
+    monkeypatch.setattr(stores, "datetime", Ahead)
+    before = datetime.fromisoformat(store.garbage_collect(older_than_days=1)["before"])
+    assert before < datetime.now(UTC)
 
 
 def test_racing_publishers_lose_nothing(s3_bucket: str) -> None:

@@ -22,6 +22,37 @@ from sparsefleet.storage.errors import BadData, NotFound, StorageError
 W = {"W": np.eye(2)}
 
 
+class Elsewhere:
+    """An array that gives its parts and remembers how long they were."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.longest = 0
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        self.longest = max(self.longest, stop - start)
+        return self._array[start:stop]
+
+
+@pytest.mark.parametrize("shape", [(3000, 700), (5,), (1, 3), (0, 4)])
+def test_pieces_are_kept_like_arrays(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    store = ArtifactStore(str(tmp_path / "store"))
+    array = np.random.default_rng(0).normal(size=shape)
+    pieces = Elsewhere(array)
+    store.publish("d", arrays={"b": np.ones(3), "a/W": array}, card={})
+    store.publish("d", arrays={"b": np.ones(3)}, card={}, pieces={"a/W": pieces})
+    one, other = store.load("d@1"), store.load("d@2")
+    assert one.card["checksums"] == other.card["checksums"]
+    np.testing.assert_array_equal(other.arrays["a/W"], array)
+    assert store.verify() == []
+    assert pieces.longest <= 1500
+
+    with pytest.raises(StorageError, match="only numbers can be kept"):
+        store.publish("d", arrays={}, card={}, pieces={"W": Elsewhere(np.array(["a"]))})
+    with pytest.raises(StorageError, match="also the folder of another"):
+        store.publish("d", arrays={"a": np.ones(3)}, card={}, pieces={"a/W": pieces})
+
+
 def test_a_version_keeps_everything(full: ArtifactStore, parameters: dict[str, NDArray[np.float64]]) -> None:
     got = full.load("photos")
     assert got.arrays.keys() == parameters.keys()  # training/… is left out
