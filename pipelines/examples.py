@@ -77,7 +77,7 @@ def with_contexts(data: Dataset, strongest: Strongest, atoms: list[int], encode:
     """
     if not {"token", "document", "position"} <= set(data.arrays):
         return {a: [Example(row, value, -1) for row, value in strongest.of(a)] for a in atoms}
-    texts = _Texts(data)
+    texts = Texts(data)
     near = {row: texts.around(row) for atom in atoms for row, _ in strongest.of(atom)}
     rows = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *near.values()]))
     indices, values = encode(rows)
@@ -92,7 +92,7 @@ def with_contexts(data: Dataset, strongest: Strongest, atoms: list[int], encode:
     return found
 
 
-class _Texts:
+class Texts:
     """Where rows stand in the texts, read shard by shard when first asked for."""
 
     def __init__(self, data: Dataset) -> None:
@@ -106,6 +106,10 @@ class _Texts:
 
     def around(self, row: int) -> NDArray[np.int64]:
         return self._of(row).around(row)
+
+    def until(self, row: int, length: int) -> NDArray[np.int64]:
+        """At most `length` tokens of its document that stand in the row's shard, without gaps, the row's own last."""
+        return self._of(row).until(row, length)
 
     def token(self, row: int) -> int:
         return self._of(row).token(row)
@@ -134,6 +138,14 @@ class _Places:
         away = self._positions[near] - self._positions[here]
         same = (self._documents[near] == self._documents[here]) & (np.abs(away) <= REACH)
         return near[same] + self._start
+
+    def until(self, row: int, length: int) -> NDArray[np.int64]:
+        at = int(self._rank[row - self._start])
+        near = self._order[max(0, at - length + 1) : at + 1]
+        away = np.arange(len(near))[::-1]
+        same = self._documents[near] == self._documents[near[-1]]
+        same &= self._positions[near] == self._positions[near[-1]] - away
+        return self._tokens[near[same]]
 
     def token(self, row: int) -> int:
         return int(self._tokens[row - self._start])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models.autoencoders.measures import Evaluation
+from ..models.autoencoders.probing import SPARSITIES, Probed
 from ..storage import Dataset
 from .examples import Example
+from .interpret_sections import probing_section, steering_section
+from .steering import Steering
 
 BINS = np.arange(-10, 0.01, 0.25)
 """Edges of the histogram, log10 of the share of rows."""
@@ -33,12 +36,22 @@ MEANING = {
     "ce_reconstruction": "… with reconstructions in the activations' place",
     "ce_zero": "… with zeros",
     "ce_mean": "… with their mean",
+    **{f"probe_latents_{m}": f"accuracy of probes for classes of texts, m = {m} latents" for m in SPARSITIES},
+    **{f"probe_raw_{m}": f"… m = {m} dimensions of the rows" for m in SPARSITIES},
+    "probe_raw_all": "… all dimensions",
+    "probe_majority": "… the larger side",
+    "steer_kl": "change of the next token's distribution by adding a latent, nats",
+    "steer_push": "rise of the logits of the tokens that it names",
+    "steer_kl_random": "change by a random direction of the same norm",
+    "steer_push_random": "rise of the logits of the tokens that it names",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
 table { border-collapse: collapse; } td { padding: .15rem .9rem .15rem 0; vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } td.m, .note { color: #5c6675; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.m, .note { color: #5c6675; }
+th { padding: .15rem .9rem .15rem 0; text-align: left; font-weight: 600; } .wide { overflow-x: auto; }
+code { font-size: 13px; white-space: pre-wrap; } td code { background: #f1f3f6; border-radius: 3px; padding: 0 .25rem; }
 p.x { margin: .15rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace;
   font-size: 13px; } p.x b { color: #5c6675; font-weight: normal; } u { text-decoration-thickness: 2px; }
 svg text { font: 11px system-ui, sans-serif; fill: #5c6675; }
@@ -56,6 +69,9 @@ class Page:
     examples: Mapping[int, list[Example]]
     spell: Callable[[int], str]
     """A token's text."""
+    probed: list[Probed] = field(default_factory=list[Probed])
+    """By class of texts; empty where there are no labels."""
+    steered: Steering | None = None
 
 
 def page(shown: Page) -> str:
@@ -65,6 +81,8 @@ def page(shown: Page) -> str:
     about = str(shown.data.attributes.get("row", "rows"))
     order = sorted(shown.examples, key=lambda atom: (-fired[atom], atom))
     sections = "".join(_latent(shown, atom, fired, rows) for atom in order)
+    more = probing_section(shown.probed, set(shown.examples)) if shown.probed else ""
+    more += steering_section(shown.steered, shown.spell) if shown.steered else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -72,7 +90,7 @@ def page(shown: Page) -> str:
         f"<h1>{escape(shown.dictionary)}</h1>\n<p>{len(fired):,} latents, judged by {rows:,.0f} rows of "
         f"<code>{escape(shown.data.uri)}</code>: {escape(about)}.</p>\n"
         f"<h2>Numbers</h2>\n{metrics_table(shown.metrics)}\n"
-        f"<h2>How often latents fire</h2>\n{histogram(fired / rows)}\n"
+        f"<h2>How often latents fire</h2>\n{histogram(fired / rows)}\n{more}"
         f"<h2>What latents answer to</h2>\n<p class=note>{len(order)} of them, from frequent to rare, each with "
         "the rows on which it is strongest. Tokens are shaded by its value there (orange above 0, blue below), the row "
         f"itself is underlined.</p>\n{sections}</body></html>\n"

@@ -4,6 +4,7 @@ them for Prefect."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..models import Batch
+from ..models import Batch, Codes
 from ..models.autoencoders.autoencoder import Autoencoder
 from ..models.autoencoders.measures import Evaluation, evaluate, summary
+from ..models.autoencoders.probing import Probed
 from ..storage import ArtifactStore, Dataset, open_dataset
 from ..workers.activations import hosts
 from ..workers.activations.harvesting import read
@@ -28,10 +30,19 @@ from ..workers.job import EncodeJob
 from ..workers.progress import Progress
 from ..workers.start import Dictionary, load_dictionary
 from .examples import Strongest, with_contexts
+from .labels import check_form, labels_of
 from .paths import absolute
+from .probing import Passages, Pooling, numbers
 from .reporter import Reporter, silent
+from .steering import steering
 
 BATCH_ROWS = 4096
+Also = Callable[[int, torch.Tensor, Codes], None]
+"""Takes the number of the first row of a batch, its rows [n, D] and their codes."""
+
+
+def nothing(start: int, x: torch.Tensor, codes: Codes) -> None:
+    """An `Also` that does nothing."""
 
 
 class InterpretJob(BaseModel):
@@ -53,12 +64,24 @@ class InterpretJob(BaseModel):
     rows: int | None = Field(None, ge=1, description="use only the first rows of the data set")
     atoms: int = Field(64, ge=0, le=100_000, description="latents to show, spread evenly from rare to frequent ones")
     examples: int = Field(8, ge=1, le=1000, description="rows to show of each")
+    labels: str = Field(
+        "",
+        description="classes of texts, to probe how well 1, 2 and 5 latents tell them apart: folders (a text's class "
+        "is its folder), or a .csv with the columns document and label",
+    )
+    steer: int = Field(
+        0, ge=0, le=10_000, description="add so many latents to the model, one at a time, and see what it says next"
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
 
     @model_validator(mode="after")
-    def _texts_need_a_model(self) -> InterpretJob:
+    def _some_need_a_model(self) -> InterpretJob:
         if self.texts and not self.model:
             raise JobError("texts: the loss recovered needs the model as well, as in --model input:smollm2")
+        if self.steer and not self.model:
+            raise JobError(f"steer={self.steer}: needs the model that is steered, as in --model input:smollm2")
+        if self.labels:
+            check_form(self.labels)
         return self
 
 
@@ -91,15 +114,21 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
     device = torch.device(job.device)
     params = found.model.prepare({n: p.to(device) for n, p in found.params.items()})
     found = Dictionary(found.ref, found.snapshot, found.model, params)
-    sums, strongest = measure(job, data, found, reporter)
+    pooling = pooling_of(job, data, found) if job.labels else None
+    sums, strongest = measure(job, data, found, reporter, pooling.add if pooling else nothing)
     metrics = summary(sums)
     if job.texts:
         metrics |= loss_recovered(job, data, found, sums)
-    shown = spread((sums.positive + sums.negative).cpu().numpy(), job.atoms)
-    examples = with_contexts(data, strongest, shown, lambda rows: codes_of(data, found, rows))
+    fired = (sums.positive + sums.negative).cpu().numpy()
+    probed = pooling.passages.probe(pooling.pooled) if pooling else []
+    metrics |= numbers(probed) if probed else {}
+    steered = steering(data, job.model, params["W_dec"], sums, spread(fired, job.steer)) if job.steer else None
+    metrics |= steered.numbers() if steered else {}
+    shown: set[int] = {*spread(fired, job.atoms), *named(probed, fired), *(steered.atoms if steered else ())}
+    examples = with_contexts(data, strongest, sorted(shown), lambda rows: codes_of(data, found, rows))
     tokenizer = hosts.load_tokenizer(hosts.find_model(job.model)) if job.model else None
     spell = (lambda token: str(tokenizer.decode([token]))) if tokenizer else (lambda token: f" {token}")
-    content = page(Page(found.ref, data, metrics, sums, examples, spell))
+    content = page(Page(found.ref, data, metrics, sums, examples, spell, probed, steered))
     Path(job.out).write_text(content, encoding="utf-8")
     seconds = time.monotonic() - begun
     rows = int(sums.rows)
@@ -122,12 +151,17 @@ def check(job: InterpretJob) -> InterpretJob:
         given, made = hosts.fingerprint(hosts.find_model(job.model)), data.attributes.get("model")
         if given != made:
             raise JobError(f"model={job.model!r} is not the one that {data.uri!r} was harvested from")
+    if job.labels:
+        labels_of(job.labels, data)
     ref = ArtifactStore(job.store, create=False).resolve(job.dictionary).ref
     job = job.model_copy(update={"dictionary": ref})
     found = dictionary_of(job)
     dim, wanted = widths(data, found.model.arrays)[0], found.model.input_dim(found.params)
     if dim != wanted:
         raise JobError(f"dictionary {ref} is for rows of {wanted} dimensions, but data set {data.uri!r} has {dim}")
+    assert isinstance(found.model, Autoencoder)
+    if job.steer and found.model.target is not None:
+        raise JobError(f"steer: {ref} is a transcoder; steering is for autoencoders")
     return job
 
 
@@ -142,9 +176,9 @@ def dictionary_of(job: InterpretJob) -> Dictionary:
 
 
 def measure(
-    job: InterpretJob, data: Dataset, found: Dictionary, reporter: Reporter = silent
+    job: InterpretJob, data: Dataset, found: Dictionary, reporter: Reporter = silent, also: Also = nothing
 ) -> tuple[Evaluation, Strongest]:
-    """The sums over all rows, and every latent's strongest rows."""
+    """The sums over all rows, and every latent's strongest rows; `also` is handed every batch with its codes."""
     assert isinstance(found.model, Autoencoder)
     rows = min(job.rows or data.rows, data.rows)
     strongest = Strongest(found.model.atoms, job.examples)
@@ -156,12 +190,26 @@ def measure(
         codes = found.model.encode(found.params, batch)
         part = evaluate(found.model, found.params, batch, codes)
         total = part if total is None else total + part
+        also(start, batch.x, codes)
         strongest.add(start, codes.indices.cpu().numpy(), codes.values.cpu().numpy())
         seconds = time.monotonic() - begun
         speed = stop / max(seconds, 1e-9)
         reporter(Progress(kind="step", step=stop, steps=rows, seconds=seconds, rows_per_second=speed))
     assert total is not None
     return total, strongest
+
+
+def pooling_of(job: InterpretJob, data: Dataset, found: Dictionary) -> Pooling:
+    """Sums by passage, empty as yet. JobError where the job's labels are of none of its rows."""
+    assert isinstance(found.model, Autoencoder)
+    atoms, dim = found.model.atoms, found.model.input_dim(found.params)
+    passages = Passages.find(data, job.labels, min(job.rows or data.rows, data.rows), atoms + dim)
+    return Pooling(data, passages, atoms, dim, torch.device(job.device))
+
+
+def named(probed: list[Probed], fired: NDArray[Any]) -> list[int]:
+    """Latents that probes use and that fire."""
+    return [latent for found in probed for latent in found.best if fired[latent]]
 
 
 def loss_recovered(job: InterpretJob, data: Dataset, found: Dictionary, sums: Evaluation) -> dict[str, float]:

@@ -27,6 +27,8 @@ def absolute(job: B) -> B:
         changes["module_path"] = os.path.abspath(values["module_path"] or os.getcwd())
     if str(values.get("atoms") or "").partition("::")[0].endswith((".npy", ".npz")):
         changes["atoms"] = _absolute(values["atoms"])
+    if str(values.get("labels") or "").endswith(".csv"):
+        changes["labels"] = _absolute(values["labels"])
     for name in ("sources", "texts"):
         if name in values:
             changes[name] = [_absolute(s) for s in values[name]]

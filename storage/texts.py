@@ -75,7 +75,7 @@ def _lines(path: Path, number: int) -> Iterator[Document]:
 
 
 def texts_fingerprint(paths: Sequence[Path]) -> dict[str, Any]:
-    """Number, names and bytes of the files, and one hash of the contents of all."""
+    """Number, names and bytes of the files, the names of their folders, and one hash of the contents of all."""
     prints = [file_fingerprint(path) for path in paths]
     digest = hashlib.sha256("".join(p["sha256"] for p in prints).encode()).hexdigest()
     return {
@@ -83,4 +83,5 @@ def texts_fingerprint(paths: Sequence[Path]) -> dict[str, Any]:
         "bytes": sum(p["bytes"] for p in prints),
         "sha256": digest,
         "names": [p["name"] for p in prints],
+        "folders": [path.resolve().parent.name for path in paths],
     }

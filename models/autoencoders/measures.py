@@ -24,6 +24,8 @@ class Evaluation(Stats):
     """[E] sum of x."""
     power: Tensor
     """Sum of |x|^2."""
+    length: Tensor
+    """Sum of |x|."""
     error: Tensor
     """Sum of |x - x'|^2."""
     relative: Tensor
@@ -55,6 +57,7 @@ def evaluate(model: Autoencoder, params: Params, batch: Batch, codes: Codes | No
         rows=x.new_tensor(float(len(x))),
         total=x.sum(0),
         power=power.sum(),
+        length=power.sqrt().sum(),
         error=error.sum(),
         relative=(error / power)[power > 0].sum(),
         output=again.square().sum(),

@@ -1,0 +1,105 @@
+"""Steering by latents of a dictionary: which of them, in which contexts, and beside random directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..models.autoencoders.measures import Evaluation
+from ..storage import Dataset
+from ..workers.activations import hosts
+from ..workers.activations.steering import Steered, steer
+from ..workers.activations.taps import Tap
+from ..workers.errors import JobError
+from .examples import Texts
+
+CONTEXTS = 32
+SHARE = 0.5
+"""α as a share of the mean norm of a row."""
+RANDOM = 32
+"""Random directions to compare with."""
+TRIES = 100
+"""Rows looked at for each context: a row near the beginning of its document, or of its shard, gives none."""
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What latents do to the next token, and what random directions of the same norm do."""
+
+    atoms: list[int]
+    signs: list[int]
+    """-1 where a latent is below 0 more often than above: it was steered to that side."""
+    latents: Steered
+    random: Steered
+    size: float
+    """α."""
+    contexts: int
+
+    def numbers(self) -> dict[str, float]:
+        """Means over latents and over random directions, by name."""
+        return {
+            "steer_kl": float(self.latents.divergence.mean()),
+            "steer_push": float(self.latents.push.mean()),
+            "steer_kl_random": float(self.random.divergence.mean()),
+            "steer_push_random": float(self.random.push.mean()),
+        }
+
+
+def steering(data: Dataset, model: str, decoder: torch.Tensor, sums: Evaluation, atoms: list[int]) -> Steering:
+    """Steer by each of `atoms`, with α half the mean norm of the rows.
+
+    Args:
+        data: the harvest; contexts are drawn from its texts.
+        model: the network that it is of.
+        decoder: [H, D].
+        sums: of the rows of `data`.
+        atoms: latents that fire.
+
+    Raises:
+        JobError: the network predicts no next tokens, or the site is not in the residual stream; no contexts.
+    """
+    path = hosts.find_model(model)
+    if not hosts.predicts_next(path):
+        raise JobError(f"steer: {path.name} does not predict next tokens, so there is nothing to steer")
+    if not atoms:
+        raise JobError("steer: no latent fires in these rows")
+    found = contexts(data, int(sums.rows))
+    network: Any = hosts.load_network(path, decoder.device)
+    signs = [-1 if bool(sums.negative[a] > sums.positive[a]) else 1 for a in atoms]
+    mine = decoder[atoms].float() * torch.tensor(signs, device=decoder.device)[:, None]
+    drawn = np.random.default_rng(SEED).standard_normal((RANDOM, decoder.shape[1])).astype(np.float32)
+    size = SHARE * float(sums.length / sums.rows)
+    both = torch.cat([mine, torch.from_numpy(drawn).to(decoder.device)])
+    got = steer(network, Tap.parse(data.attributes["module"]), found, both, size)
+    n = len(atoms)
+    parts = [Steered(got.divergence[p], got.push[p], got.named[p]) for p in (slice(0, n), slice(n, None))]
+    return Steering(atoms, signs, parts[0], parts[1], size, len(found))
+
+
+def contexts(data: Dataset, rows: int, count: int = CONTEXTS, seed: int = SEED) -> list[torch.Tensor]:
+    """Tokens [T] int64 that end at random rows, T drawn evenly from what is more than skipped up to a whole context.
+
+    Raises:
+        JobError: the rows are no tokens, or every text is shorter.
+    """
+    about = data.attributes
+    if "module" not in about or not {"token", "document", "position"} <= set(data.arrays):
+        raise JobError(f"steer: {data.uri!r} holds no texts; it is for data sets that `harvest` wrote")
+    prefix = torch.tensor(about["added_tokens"][0], dtype=torch.int64)
+    # A context's own first tokens are those on which attention rests: they are never rows, and never steered.
+    least = max(int(about["skip"]) + 1, 2 - len(prefix))
+    texts, rng, found = Texts(data), np.random.default_rng(seed), list[torch.Tensor]()
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        length = int(rng.integers(least, max(least, int(about["context"]) - len(prefix)) + 1))
+        tokens = texts.until(int(rng.integers(rows)), length)
+        if len(tokens) >= least:
+            found.append(torch.cat([prefix, torch.from_numpy(tokens)]))
+    if not found:
+        raise JobError(f"steer: no text in {data.uri!r} has {least} tokens in a row")
+    return found
