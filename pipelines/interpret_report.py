@@ -40,17 +40,19 @@ MEANING = {
     **{f"probe_raw_{m}": f"… m = {m} dimensions of the rows" for m in SPARSITIES},
     "probe_raw_all": "… all dimensions",
     "probe_majority": "… the larger side",
+    "probe_sinks": "rows left out of them: more than ten times as long as the median",
     "steer_kl": "change of the next token's distribution by adding a latent, nats",
     "steer_push": "rise of the logits of the tokens that it names",
-    "steer_kl_random": "change by a random direction of the same norm",
-    "steer_push_random": "rise of the logits of the tokens that it names",
+    "steer_kl_random": "the same by adding a random direction as long",
+    "steer_push_random": "… and for the tokens that this one names",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
 table { border-collapse: collapse; } td { padding: .15rem .9rem .15rem 0; vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.m, .note { color: #5c6675; }
-th { padding: .15rem .9rem .15rem 0; text-align: left; font-weight: 600; } .wide { overflow-x: auto; }
+th { padding: .15rem .9rem .15rem 0; text-align: left; font-weight: 600; } th.g { text-align: center; }
+.wide { overflow-x: auto; }
 code { font-size: 13px; white-space: pre-wrap; } td code { background: #f1f3f6; border-radius: 3px; padding: 0 .25rem; }
 p.x { margin: .15rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace;
   font-size: 13px; } p.x b { color: #5c6675; font-weight: normal; } u { text-decoration-thickness: 2px; }

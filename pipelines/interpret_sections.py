@@ -23,8 +23,8 @@ def probing_section(found: list[Probed], shown: Collection[int]) -> str:
         "The m latents that "
         "differ most between a class and all others are the input of a logistic regression. Beside it: the same with "
         "the m dimensions of the rows that differ most, with all of them, and always naming the larger side.</p>\n"
-        f"{_plot(found)}\n<div class=wide><table><tr><th></th><th colspan={len(SPARSITIES)}>latents</th>"
-        f"<th colspan={len(SPARSITIES)}>dimensions</th><th></th><th></th><th></th></tr>\n"
+        f"{_plot(found)}\n<div class=wide><table><tr><th></th><th class=g colspan={len(SPARSITIES)}>latents</th>"
+        f"<th class=g colspan={len(SPARSITIES)}>dimensions</th><th></th><th></th><th></th></tr>\n"
         f"<tr><th>class</th>{head}{head}<th class=n>all dimensions</th><th class=n>larger side</th>"
         f"<th>latents, the best first</th></tr>\n{lines}</table></div>\n"
     )
@@ -116,4 +116,5 @@ def _signed(sign: int, atom: int) -> str:
 
 
 def _tokens(named: list[int], spell: Callable[[int], str]) -> str:
-    return " ".join(f"<code>{escape(spell(token).replace(chr(10), '⏎'))}</code>" for token in named)
+    texts = (spell(token).replace("\n", "⏎").replace("\t", "⇥") for token in named)
+    return " ".join(f"<code>{escape(text)}</code>" for text in texts)

@@ -32,7 +32,7 @@ from ..workers.start import Dictionary, load_dictionary
 from .examples import Strongest, with_contexts
 from .labels import check_form, labels_of
 from .paths import absolute
-from .probing import Passages, Pooling, numbers
+from .probing import Passages, Pooling
 from .reporter import Reporter, silent
 from .steering import steering
 
@@ -121,7 +121,7 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
         metrics |= loss_recovered(job, data, found, sums)
     fired = (sums.positive + sums.negative).cpu().numpy()
     probed = pooling.passages.probe(pooling.pooled) if pooling else []
-    metrics |= numbers(probed) if probed else {}
+    metrics |= pooling.numbers(probed) if pooling else {}
     steered = steering(data, job.model, params["W_dec"], sums, spread(fired, job.steer)) if job.steer else None
     metrics |= steered.numbers() if steered else {}
     shown: set[int] = {*spread(fired, job.atoms), *named(probed, fired), *(steered.atoms if steered else ())}

@@ -19,6 +19,9 @@ PASSAGES = 5000
 ENTRIES = 1 << 27
 """Mean codes are kept as a matrix: its numbers are at most so many (1 GiB)."""
 SEED = 0
+SINK = 10
+"""Rows this many times as long as the median are left out: attention rests on such tokens wherever they stand (Sun et
+al. 2024), they say nothing about the text, and one of them outweighs all other rows of its passage."""
 
 
 @dataclass(frozen=True)
@@ -80,25 +83,34 @@ class Pooling:
     def __init__(self, data: Dataset, passages: Passages, atoms: int, dim: int, device: torch.device) -> None:
         self._data, self._dim, self.passages = data, dim, passages
         self.pooled = Pooled.empty(len(passages.keys), atoms, dim, device)
+        self._longest: torch.Tensor | None = None
+        self.left_out = 0
 
     def add(self, start: int, x: torch.Tensor, codes: Codes) -> None:
         """Rows [n, D …] from number `start`, and their codes; columns after the first D are other arrays."""
-        at = self.passages.of(self._data, start, start + len(x))
-        self.pooled.add(torch.from_numpy(at).to(x.device), codes, x[:, : self._dim])
+        x = x[:, : self._dim]
+        norms = x.double().norm(dim=1)
+        if self._longest is None:
+            # Rows are shuffled within their shard: the first batch is a sample.
+            self._longest = SINK * norms.median()
+        at = torch.from_numpy(self.passages.of(self._data, start, start + len(x))).to(x.device)
+        sink = norms > self._longest
+        self.left_out += int((sink & (at >= 0)).sum())
+        self.pooled.add(at.where(~sink, torch.full_like(at, -1)), codes, x)
+
+    def numbers(self, found: list[Probed]) -> dict[str, float]:
+        """Means over classes, by name, and how many rows were too long."""
+        mean = lambda values: float(np.mean(values))  # noqa: E731
+        return {
+            **{f"probe_latents_{m}": mean([p.latents[m] for p in found]) for m in SPARSITIES},
+            **{f"probe_raw_{m}": mean([p.raw[m] for p in found]) for m in SPARSITIES},
+            "probe_raw_all": mean([p.full for p in found]),
+            "probe_majority": mean([p.majority for p in found]),
+            "probe_sinks": float(self.left_out),
+        }
 
 
 def keys_of(data: Dataset, start: int, stop: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Documents of rows, and numbers of their passages: those of a document follow each other."""
     document = data.read(start, stop, "document").astype(np.int64)
     return document, (document << 32) + data.read(start, stop, "position").astype(np.int64) // length
-
-
-def numbers(found: list[Probed]) -> dict[str, float]:
-    """Means over classes, by name."""
-    mean = lambda values: float(np.mean(values))  # noqa: E731
-    return {
-        **{f"probe_latents_{m}": mean([p.latents[m] for p in found]) for m in SPARSITIES},
-        **{f"probe_raw_{m}": mean([p.raw[m] for p in found]) for m in SPARSITIES},
-        "probe_raw_all": mean([p.full for p in found]),
-        "probe_majority": mean([p.majority for p in found]),
-    }

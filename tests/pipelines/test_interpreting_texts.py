@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sparsefleet.models import Batch
+from sparsefleet.models import Batch, Codes
 from sparsefleet.models.autoencoders.probing import held_out
 from sparsefleet.pipelines import harvest, learn
 from sparsefleet.pipelines.interpreting import InterpretJob, dictionary_of, interpret
 from sparsefleet.pipelines.labels import labels_of
-from sparsefleet.pipelines.probing import keys_of
+from sparsefleet.pipelines.probing import Passages, Pooling, keys_of
 from sparsefleet.pipelines.steering import contexts
 from sparsefleet.storage import open_dataset
 from sparsefleet.workers import HarvestJob, JobError, LearnJob
@@ -130,6 +130,19 @@ def test_passages_follow_documents(made):
     position = data.read(0, data.rows, "position")
     assert len(np.unique(keys)) == len(set(zip(document.tolist(), (position // CONTEXT).tolist())))
     assert (keys >> 32 == document).all()
+
+
+def test_rows_on_which_attention_rests_are_left_out(made):
+    data = open_dataset(made[1]["data"])
+    n = 100
+    pooling = Pooling(data, Passages.find(data, "folders", data.rows, 20), 4, 16, torch.device("cpu"))
+    x = torch.ones(n, 16)
+    x[7] *= 1000
+    codes = Codes(torch.zeros(n, 1, dtype=torch.int32), torch.ones(n, 1))
+    pooling.add(0, x, codes)
+    assert pooling.left_out == 1 and float(pooling.pooled.rows.sum()) == n - 1
+    rows = pooling.pooled.raw.sum(1) / pooling.pooled.rows.clamp(min=1)
+    assert set(rows.tolist()) <= {0.0, 16.0}
 
 
 def test_documents_are_named_as_people_name_them(made, tmp_path):

@@ -1,4 +1,4 @@
-"""Sparse probes against plain loops: sums by passage, what is kept, what is tested on, and scikit-learn's own answer."""
+"""Sparse probes against plain loops: sums by passage, what is kept, what is tested on, and scikit-learn's answer."""
 
 import numpy as np
 import pytest
