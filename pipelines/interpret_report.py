@@ -56,7 +56,7 @@ th { padding: .15rem .9rem .15rem 0; text-align: left; font-weight: 600; } th.g 
 code { font-size: 13px; white-space: pre-wrap; } td code { background: #f1f3f6; border-radius: 3px; padding: 0 .25rem; }
 p.x { margin: .15rem 0; white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace;
   font-size: 13px; } p.x b { color: #5c6675; font-weight: normal; } u { text-decoration-thickness: 2px; }
-svg text { font: 11px system-ui, sans-serif; fill: #5c6675; }
+svg { max-width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: #5c6675; }
 """
 
 
