@@ -1,0 +1,193 @@
+"""Dictionaries made from attributes that are known, and what a dictionary is worth beside them on three axes.
+
+A prompt has attributes (who is given something, who gives, who is named first); each has one of several values. A
+supervised dictionary has a vector for every value of every attribute, and reconstructs an activation as the bias plus
+one vector of each attribute (Makelov, Lange & Nanda 2024, "Towards principled evaluations of sparse autoencoders for
+interpretability and control", sections 3 and 4). It is the skyline for a dictionary that knows no attributes, in
+approximation (`sufficiency`, `necessity`), control (`exchanged`) and interpretability (`f1_scores`).
+
+Shapes: n rows, D dimensions, A attributes, V values of one of them, H latents, m exchanges. Results are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..base import Codes
+from ..errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """One vector for every value of every attribute."""
+
+    bias: Tensor
+    """[D] what does not depend on attributes."""
+    vectors: tuple[Tensor, ...]
+    """[V, D] of each attribute; zero for values that no row had."""
+
+    def reconstruct(self, values: Tensor) -> Tensor:
+        """[n, D] for rows with attributes `values` [n, A] int64: the bias and one vector of each attribute."""
+        rows = self.bias.expand(len(values), -1).clone()
+        for vectors, column in zip(self.vectors, values.T, strict=True):
+            rows += vectors[column]
+        return rows
+
+    def edit(self, x: Tensor, attribute: int, old: Tensor, new: Tensor) -> Tensor:
+        """Rows x [n, D] with the vector of value `new` [n] of one attribute in the place of that of `old` [n]."""
+        vectors = self.vectors[attribute]
+        return x - vectors[old] + vectors[new]
+
+
+def mean_codes(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Supervised:
+    """Vectors E[x | a = v] - E[x], bias E[x]: right where attributes are independent of one another.
+
+    Args:
+        x: [n, D].
+        values: [n, A] int64, from 0 on.
+        sizes: V of each attribute.
+
+    Raises:
+        ModelError: no rows, values of other rows, or a value that an attribute does not have.
+    """
+    x = _checked(x, values, sizes)
+    bias = x.mean(0)
+    vectors: list[Tensor] = []
+    for column, size in zip(values.T, sizes, strict=True):
+        total = x.new_zeros(size, x.shape[1]).index_add_(0, column, x - bias)
+        vectors.append(total / torch.bincount(column, minlength=size).clamp(min=1)[:, None])
+    return Supervised(bias, tuple(vectors))
+
+
+def least_squares_codes(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Supervised:
+    """Vectors and bias of least squared error, also where attributes depend on one another.
+
+    One-hot columns of all attributes and the constant are linearly dependent: the solution of least norm is taken, then
+    the vectors of an attribute are centred over the values that occur, and their mean goes into the bias.
+
+    Args and raises as `mean_codes`.
+    """
+    x = _checked(x, values, sizes)
+    columns = torch.cat([x.new_ones(len(x), 1), *(_one_hot(c, v) for c, v in zip(values.T, sizes, strict=True))], 1)
+    # The Gram matrix holds counts, so that squaring the condition number does no harm.
+    solved = torch.linalg.pinv(columns.T @ columns, rtol=1e-12, hermitian=True) @ (columns.T @ x)
+    bias, vectors = solved[0], list[Tensor]()
+    for column, part in zip(values.T, solved[1:].split(list(sizes)), strict=True):
+        seen = torch.bincount(column, minlength=len(part)) > 0
+        mean = part[seen].mean(0)
+        vectors.append((part - mean) * seen[:, None])
+        bias = bias + mean
+    return Supervised(bias, tuple(vectors))
+
+
+def exchanged(clean: Codes, other: Codes, dictionary: Tensor, shift: Tensor, exchanges: int) -> Tensor:
+    """[m + 1, n, D] what a row moves by when 0, 1, … m of its latents take the value they have in its counterpart.
+
+    To exchange latent j moves a row by (z'_j - z_j) d_j. Every round takes the latent that was not yet taken and leaves
+    the least of |shift - moved|²; a row where none lowers it stays as it is.
+
+    Args:
+        clean: codes z of the rows.
+        other: codes z' of their counterparts.
+        dictionary: [D, H] atoms as columns.
+        shift: [n, D] counterpart minus row.
+        exchanges: m.
+
+    Raises:
+        ModelError: codes and shifts of different numbers of rows, or m below 0.
+    """
+    if not len(clean.values) == len(other.values) == len(shift):
+        raise ModelError(f"codes of {len(clean.values)} and {len(other.values)} rows for {len(shift)} shifts")
+    if exchanges < 0:
+        raise ModelError(f"exchanges={exchanges} must be 0 or more")
+    atoms, rows = dictionary.double(), torch.arange(len(shift), device=shift.device)
+    delta = (other.dense(atoms.shape[1]) - clean.dense(atoms.shape[1])).double()
+    gram = atoms.T @ atoms
+    # <rest, d_j> and |d_j|² are all that an exchange needs: |rest - δ d|² = |rest|² - 2 δ <rest, d> + δ² |d|².
+    inner = shift.double() @ atoms
+    moved = [torch.zeros_like(shift, dtype=torch.float64)]
+    for _ in range(exchanges):
+        gain, best = (2 * delta * inner - delta.square() * gram.diagonal()).max(1)
+        step = delta[rows, best] * (gain > 0)
+        moved.append(moved[-1] + step[:, None] * atoms.T[best])
+        inner = inner - step[:, None] * gram[best]
+        # A latent that was exchanged moves nothing any more.
+        delta[rows, best] -= step
+    return torch.stack(moved)
+
+
+def f1_scores(active: Tensor, values: Tensor, size: int) -> Tensor:
+    """[V, H] F1 of every latent as a detector of every value of one attribute; 0 where it never fires.
+
+    Args:
+        active: [n, H] bool, where latents are active.
+        values: [n] int64 of the attribute.
+        size: V.
+    """
+    hits, fired, rows = _counts(active, values, size)
+    return 2 * hits / (fired + rows[:, None]).clamp(min=1)
+
+
+def union_f1(active: Tensor, values: Tensor, size: int, *, most: int = 10) -> Tensor:
+    """[H] the best F1 of a latent as a detector of 1, 2, … `most` values together, the values being taken in the order
+    of their own F1."""
+    hits, fired, rows = _counts(active, values, size)
+    order = f1_scores(active, values, size).argsort(dim=0, descending=True, stable=True)[:most]
+    together, wanted = hits.gather(0, order).cumsum(0), rows[order].cumsum(0)
+    return (2 * together / (fired + wanted).clamp(min=1)).amax(0)
+
+
+def sufficiency(clean: Tensor, mean: Tensor, rebuilt: Tensor) -> float:
+    """Share of the logit difference that reconstructions keep: 1 like the activations, 0 like their mean.
+
+    Args:
+        clean: [n] logit differences of the network as it is.
+        mean: [n] with the mean activation.
+        rebuilt: [n] with reconstructions.
+
+    Raises:
+        ModelError: the mean activation does not change the mean logit difference, so that there is nothing to explain.
+    """
+    return float(rebuilt.double().mean() - mean.double().mean()) / _damage(clean, mean)
+
+
+def necessity(clean: Tensor, mean: Tensor, removed: Tensor) -> float:
+    """Share of the logit difference that is lost without what the reconstructions say (x - x' + mean in the place of
+    x). Args and raises as `sufficiency`, `removed` being [n] logit differences of that."""
+    return float(clean.double().mean() - removed.double().mean()) / _damage(clean, mean)
+
+
+def _damage(clean: Tensor, mean: Tensor) -> float:
+    damage = float(clean.double().mean() - mean.double().mean())
+    if damage == 0:
+        raise ModelError("the mean activation gives the same mean logit difference: this site does not matter")
+    return damage
+
+
+def _counts(active: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows with a value where a latent fires [V, H], rows where it fires [H], rows with a value [V]."""
+    if len(active) != len(values):
+        raise ModelError(f"{len(active)} rows of codes do not belong to {len(values)} values")
+    on = active.double()
+    kind = _one_hot(values, size)
+    return kind.T @ on, on.sum(0), kind.sum(0)
+
+
+def _one_hot(values: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.one_hot(values, size).double()
+
+
+def _checked(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """x in float64, when everything fits."""
+    if not len(x) or values.shape != (len(x), len(sizes)):
+        raise ModelError(f"values of shape {tuple(values.shape)} for {len(x)} rows and {len(sizes)} attributes")
+    for at, (column, size) in enumerate(zip(values.T, sizes, strict=True)):
+        if not 0 <= int(column.min()) <= int(column.max()) < size:
+            raise ModelError(
+                f"attribute {at} has {size} values, but rows have {int(column.min())} to {int(column.max())}"
+            )
+    return x.double()
