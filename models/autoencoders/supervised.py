@@ -4,7 +4,7 @@ A prompt has attributes (who is given something, who gives, who is named first);
 supervised dictionary has a vector for every value of every attribute, and reconstructs an activation as the bias plus
 one vector of each attribute (Makelov, Lange & Nanda 2024, "Towards principled evaluations of sparse autoencoders for
 interpretability and control", sections 3 and 4). It is the skyline for a dictionary that knows no attributes, in
-approximation (`sufficiency`, `necessity`), control (`exchanged`) and interpretability (`f1_scores`).
+approximation (`sufficiency`, `necessity`), control (`exchange`, `removed_weight`) and interpretability (`f1_scores`).
 
 Shapes: n rows, D dimensions, A attributes, V values of one of them, H latents, m exchanges. Results are float64.
 """
@@ -19,6 +19,10 @@ from torch import Tensor
 
 from ..base import Codes
 from ..errors import ModelError
+from ..kernels import decode, inner_products
+
+TINY = 1e-300
+"""In the place of a square that is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,34 @@ class Supervised:
             rows += vectors[column]
         return rows
 
-    def edit(self, x: Tensor, attribute: int, old: Tensor, new: Tensor) -> Tensor:
-        """Rows x [n, D] with the vector of value `new` [n] of one attribute in the place of that of `old` [n]."""
-        vectors = self.vectors[attribute]
-        return x - vectors[old] + vectors[new]
+    def edit(self, x: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """Rows x [n, D] with the vectors of values `new` in the place of those of `old` [n, A]; what no attribute
+        explains stays."""
+        return x + self.reconstruct(new) - self.reconstruct(old)
+
+    def removed_weight(self, old: Tensor, new: Tensor) -> Tensor:
+        """[n] share of the reconstruction of rows with attributes `old` [n, A] that is due to the vectors which an edit
+        to `new` takes out; see `latent_weights`."""
+        whole = self.reconstruct(old) - self.bias
+        pairs = zip(self.vectors, old.T, new.T, strict=True)
+        taken = sum((vectors[was] * (was != now)[:, None] for vectors, was, now in pairs), torch.zeros_like(whole))
+        return (taken * whole).sum(1) / whole.square().sum(1).clamp(min=TINY)
+
+
+def coupled(values: Tensor, sizes: Sequence[int], by: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Attributes that are pairs: each of the others together with attribute `by` (a vector for a name in a place).
+
+    Args:
+        values: [n, A] int64.
+        sizes: V of each attribute.
+        by: the attribute that goes into all pairs.
+
+    Returns:
+        The pairs' values [n, A - 1], and how many each has; what has them needs no attribute `by` of its own.
+    """
+    others = [a for a in range(len(sizes)) if a != by]
+    pairs = [values[:, a] * sizes[by] + values[:, by] for a in others]
+    return torch.stack(pairs, 1), tuple(sizes[a] * sizes[by] for a in others)
 
 
 def mean_codes(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Supervised:
@@ -84,8 +112,18 @@ def least_squares_codes(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Supe
     return Supervised(bias, tuple(vectors))
 
 
-def exchanged(clean: Codes, other: Codes, dictionary: Tensor, shift: Tensor, exchanges: int) -> Tensor:
-    """[m + 1, n, D] what a row moves by when 0, 1, … m of its latents take the value they have in its counterpart.
+@dataclass(frozen=True, slots=True)
+class Exchanges:
+    """Which latents were exchanged, and what that moved."""
+
+    latents: Tensor
+    """[m, n] int64 in their order; -1 where none was."""
+    moved: Tensor
+    """[m + 1, n, D] what the rows moved by after 0, 1, … m exchanges."""
+
+
+def exchange(clean: Codes, other: Codes, dictionary: Tensor, shift: Tensor, most: int) -> Exchanges:
+    """Exchanges up to m latents of a row for the values they have in its counterpart.
 
     To exchange latent j moves a row by (z'_j - z_j) d_j. Every round takes the latent that was not yet taken and leaves
     the least of |shift - moved|²; a row where none lowers it stays as it is.
@@ -95,29 +133,51 @@ def exchanged(clean: Codes, other: Codes, dictionary: Tensor, shift: Tensor, exc
         other: codes z' of their counterparts.
         dictionary: [D, H] atoms as columns.
         shift: [n, D] counterpart minus row.
-        exchanges: m.
+        most: m.
 
     Raises:
         ModelError: codes and shifts of different numbers of rows, or m below 0.
     """
     if not len(clean.values) == len(other.values) == len(shift):
         raise ModelError(f"codes of {len(clean.values)} and {len(other.values)} rows for {len(shift)} shifts")
-    if exchanges < 0:
-        raise ModelError(f"exchanges={exchanges} must be 0 or more")
+    if most < 0:
+        raise ModelError(f"most={most} exchanges: choose 0 or more")
     atoms, rows = dictionary.double(), torch.arange(len(shift), device=shift.device)
     delta = (other.dense(atoms.shape[1]) - clean.dense(atoms.shape[1])).double()
-    gram = atoms.T @ atoms
-    # <rest, d_j> and |d_j|² are all that an exchange needs: |rest - δ d|² = |rest|² - 2 δ <rest, d> + δ² |d|².
-    inner = shift.double() @ atoms
-    moved = [torch.zeros_like(shift, dtype=torch.float64)]
-    for _ in range(exchanges):
-        gain, best = (2 * delta * inner - delta.square() * gram.diagonal()).max(1)
-        step = delta[rows, best] * (gain > 0)
-        moved.append(moved[-1] + step[:, None] * atoms.T[best])
-        inner = inner - step[:, None] * gram[best]
+    power, rest = atoms.square().sum(0), shift.double()
+    taken, moved = list[Tensor](), [torch.zeros_like(rest)]
+    for _ in range(most):
+        # |rest - δ d|² = |rest|² - 2 δ <rest, d> + δ² |d|²: no [n, H, D] is needed.
+        gain, best = (2 * delta * (rest @ atoms) - delta.square() * power).max(1)
+        step = (delta[rows, best] * (gain > 0))[:, None] * atoms.T[best]
+        moved.append(moved[-1] + step)
+        rest = rest - step
+        taken.append(torch.where(gain > 0, best, -1))
         # A latent that was exchanged moves nothing any more.
-        delta[rows, best] -= step
-    return torch.stack(moved)
+        delta[rows, best] *= gain <= 0
+    return Exchanges(torch.stack(taken) if taken else rows.new_zeros(0, len(rows)), torch.stack(moved))
+
+
+def latent_weights(codes: Codes, dictionary: Tensor) -> Tensor:
+    """[n, k] share of each entry of the codes in what they reconstruct, z_j <d_j, r> / |r|² with r = Σ_j z_j d_j; they
+    sum to 1 (to 0 where r is 0).
+
+    An edit that takes out latents of large weight replaces the activation; only one of small weight is sparse.
+
+    Args:
+        codes: z.
+        dictionary: [D, H] atoms as columns.
+    """
+    atoms, values = dictionary.double().T.contiguous(), codes.values.double()
+    indices = codes.indices.clamp(min=0).long()
+    whole = decode(indices, values, atoms)
+    return values * inner_products(indices, atoms, whole) / whole.square().sum(1, keepdim=True).clamp(min=TINY)
+
+
+def removed_weight(codes: Codes, dictionary: Tensor, latents: Tensor) -> Tensor:
+    """[n] weight of those entries of the codes whose latents [m, n] were exchanged; args as `latent_weights`."""
+    out = (codes.indices[None] == latents[:, :, None]).any(0) & (codes.indices >= 0)
+    return (latent_weights(codes, dictionary) * out).sum(1)
 
 
 def f1_scores(active: Tensor, values: Tensor, size: int) -> Tensor:

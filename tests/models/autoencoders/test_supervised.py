@@ -7,11 +7,14 @@ import pytest
 import torch
 from sparsefleet.models import Codes, ModelError
 from sparsefleet.models.autoencoders.supervised import (
-    exchanged,
+    coupled,
+    exchange,
     f1_scores,
+    latent_weights,
     least_squares_codes,
     mean_codes,
     necessity,
+    removed_weight,
     sufficiency,
     union_f1,
 )
@@ -79,7 +82,7 @@ def test_what_is_a_sum_of_vectors_is_found_and_edited_exactly(made):
     torch.testing.assert_close(found.reconstruct(values), make(values))
     changed = values.clone()
     changed[:, 1] = (values[:, 1] + 1) % 4
-    edited = found.edit(make(values), 1, values[:, 1], changed[:, 1])
+    edited = found.edit(make(values), values, changed)
     torch.testing.assert_close(edited, make(changed))
 
 
@@ -88,18 +91,61 @@ def test_exchanges_are_those_of_trying_every_latent():
     g = torch.Generator().manual_seed(5)
     atoms = torch.randn(DIM, ATOMS, generator=g, dtype=torch.float64)
     shift = torch.randn(ROWS, DIM, generator=g, dtype=torch.float64)
-    found = exchanged(clean, other, atoms, shift, 4)
-    assert found.shape == (5, ROWS, DIM)
+    found = exchange(clean, other, atoms, shift, 4)
+    assert found.moved.shape == (5, ROWS, DIM) and found.latents.shape == (4, ROWS)
     before, after = clean.dense(ATOMS), other.dense(ATOMS)
     for n in range(ROWS):
         moved, used = torch.zeros(DIM, dtype=torch.float64), set()
         for m in range(5):
-            torch.testing.assert_close(found[m, n], moved)
+            torch.testing.assert_close(found.moved[m, n], moved)
+            if m == 4:
+                break
             tries = {j: moved + (after[n, j] - before[n, j]) * atoms[:, j] for j in range(ATOMS) if j not in used}
             best = min(tries, key=lambda j, tries=tries, n=n: float((shift[n] - tries[j]).norm()))
             if (shift[n] - tries[best]).norm() < (shift[n] - moved).norm():
                 moved = tries[best]
                 used.add(best)
+                assert int(found.latents[m, n]) == best
+            else:
+                assert int(found.latents[m, n]) == -1
+
+
+def test_weights_are_shares_of_the_reconstruction():
+    z = codes(0)
+    z.values[0], z.indices[1, 2], z.values[1, 2] = 0, -1, 0
+    g = torch.Generator().manual_seed(6)
+    atoms = torch.randn(DIM, ATOMS, generator=g, dtype=torch.float64)
+    found, latents = latent_weights(z, atoms), torch.randint(-1, ATOMS, (3, ROWS), generator=g)
+    removed = removed_weight(z, atoms, latents)
+    for n in range(ROWS):
+        row = z.dense(ATOMS)[n]
+        whole = atoms @ row
+        each = [float(row[j] * (atoms[:, j] @ whole) / (whole @ whole)) if n else 0.0 for j in range(ATOMS)]
+        assert float(found[n].sum()) == pytest.approx(1 if n else 0)
+        for at, j in enumerate(z.indices[n].tolist()):
+            assert float(found[n, at]) == pytest.approx(each[j] if j >= 0 else 0)
+        assert float(removed[n]) == pytest.approx(sum(each[j] for j in set(latents[:, n].tolist()) - {-1}))
+
+
+def test_pairs_of_attributes_are_edited_together(made):
+    x, values = made
+    pairs, sizes = coupled(values, SIZES, 2)
+    assert sizes == (8, 10)
+    for n in range(ROWS):
+        io, s, order = values[n].tolist()
+        assert pairs[n].tolist() == [2 * io + order, 2 * s + order]
+    found = least_squares_codes(x, pairs, sizes)
+    changed = values.clone()
+    changed[:, 1] = (values[:, 1] + 1) % 4
+    after, _ = coupled(changed, SIZES, 2)
+    edited, removed = found.edit(x, pairs, after), found.removed_weight(pairs, after)
+    for n in range(ROWS):
+        old, new = found.vectors[1][pairs[n, 1]], found.vectors[1][after[n, 1]]
+        torch.testing.assert_close(edited[n], x[n] - old + new)
+        whole = found.vectors[0][pairs[n, 0]] + old
+        assert float(removed[n]) == pytest.approx(float(old @ whole / (whole @ whole)))
+    flipped, _ = coupled(torch.stack([*values.T[:2], 1 - values[:, 2]], 1), SIZES, 2)
+    torch.testing.assert_close(found.removed_weight(pairs, flipped), torch.ones(ROWS, dtype=torch.float64))
 
 
 def test_f1_is_counted(made):
@@ -142,7 +188,7 @@ def test_what_does_not_fit_is_refused(made):
         mean_codes(x[:0], values[:0], SIZES)
     with pytest.raises(ModelError, match="do not belong to 89 values"):
         f1_scores(torch.zeros(ROWS, 2, dtype=torch.bool), values[1:, 0], 4)
-    with pytest.raises(ModelError, match="exchanges=-1"):
-        exchanged(codes(0), codes(1), torch.zeros(DIM, ATOMS), x, -1)
+    with pytest.raises(ModelError, match="most=-1"):
+        exchange(codes(0), codes(1), torch.zeros(DIM, ATOMS), x, -1)
     with pytest.raises(ModelError, match="90 and 90 rows for 89 shifts"):
-        exchanged(codes(0), codes(1), torch.zeros(DIM, ATOMS), x[1:], 1)
+        exchange(codes(0), codes(1), torch.zeros(DIM, ATOMS), x[1:], 1)
