@@ -1,154 +1,253 @@
-"""Dictionaries that are computed from known attributes, as the skyline for learned ones.
+"""Dictionaries made from attributes that are known, and what a dictionary is worth beside them on three axes.
 
-Where every row's attributes are known (in indirect object identification: the name of the indirect object, of the
-subject, their order), the best atom for each value of each attribute can be computed: x ≈ b + Σ_a v_{a, value of a}.
-Such a dictionary is compared with a learned one on three axes: how well reconstructions keep what the network does
-(approximation), how well an attribute can be exchanged by editing a few latents (control), and whether latents answer
-to values of attributes (interpretability). Makelov, Lange, Nanda 2024, "Towards principled evaluations of sparse
-autoencoders for interpretability and control".
+A prompt has attributes (who is given something, who gives, who is named first); each has one of several values. A
+supervised dictionary has a vector for every value of every attribute, and reconstructs an activation as the bias plus
+one vector of each attribute (Makelov, Lange & Nanda 2024, "Towards principled evaluations of sparse autoencoders for
+interpretability and control", sections 3 and 4). It is the skyline for a dictionary that knows no attributes, in
+approximation (`sufficiency`, `necessity`), control (`exchange`, `removed_weight`) and interpretability (`f1_scores`).
 
-Shapes: n rows, D dimensions, A attributes with V_a values each, H latents, m exchanged latents.
+Shapes: n rows, D dimensions, A attributes, V values of one of them, H latents, m exchanges. Results are float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..base import Codes
 from ..errors import ModelError
+from ..kernels import decode, inner_products
+
+TINY = 1e-300
+"""In the place of a square that is 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisedDictionary:
-    """x ≈ bias + Σ_a atoms[a][value of a]."""
+class Supervised:
+    """One vector for every value of every attribute."""
 
     bias: Tensor
-    """[D] float64, the mean of x."""
-    atoms: tuple[Tensor, ...]
-    """[V_a, D] float64 for each attribute; their mean, weighted by how frequent values are, is 0 for mean codes, and
-    their plain mean over the values that occur for least squares."""
+    """[D] what does not depend on attributes."""
+    vectors: tuple[Tensor, ...]
+    """[V, D] of each attribute; zero for values that no row had."""
 
     def reconstruct(self, values: Tensor) -> Tensor:
-        """[n, D] from the values [n, A] int64 of all attributes."""
-        return self.bias + sum(
-            (atoms[values[:, a]] for a, atoms in enumerate(self.atoms)), self.bias.new_zeros(len(values), 1)
-        )
+        """[n, D] for rows with attributes `values` [n, A] int64: the bias and one vector of each attribute."""
+        rows = self.bias.expand(len(values), -1).clone()
+        for vectors, column in zip(self.vectors, values.T, strict=True):
+            rows += vectors[column]
+        return rows
 
-    def edited(self, rows: Tensor, old: Tensor, new: Tensor) -> Tensor:
-        """Rows [n, D] whose attributes are changed from values `old` to `new` [n, A]; what is not explained stays."""
-        return rows + self.reconstruct(new) - self.reconstruct(old)
+    def edit(self, x: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """Rows x [n, D] with the vectors of values `new` in the place of those of `old` [n, A]; what no attribute
+        explains stays."""
+        return x + self.reconstruct(new) - self.reconstruct(old)
 
-
-def mean_codes(rows: Tensor, values: Tensor) -> SupervisedDictionary:
-    """Atoms E[x | value] - E[x]; 0 for values that do not occur.
-
-    Args:
-        rows: x [n, D].
-        values: [n, A] int64 from 0.
-
-    Raises:
-        ModelError: no rows, or values that do not belong to them.
-    """
-    x, sizes = _checked(rows, values)
-    bias = x.mean(0)
-    atoms: list[Tensor] = []
-    for column, size in zip(values.T, sizes):
-        count = torch.bincount(column, minlength=size).clamp(min=1)[:, None]
-        atoms.append(x.new_zeros(size, x.shape[1]).index_add_(0, column, x - bias) / count)
-    return SupervisedDictionary(bias, tuple(atoms))
+    def removed_weight(self, old: Tensor, new: Tensor) -> Tensor:
+        """[n] share of the reconstruction of rows with attributes `old` [n, A] that is due to the vectors which an edit
+        to `new` takes out; see `latent_weights`."""
+        whole = self.reconstruct(old) - self.bias
+        pairs = zip(self.vectors, old.T, new.T, strict=True)
+        taken = sum((vectors[was] * (was != now)[:, None] for vectors, was, now in pairs), torch.zeros_like(whole))
+        return (taken * whole).sum(1) / whole.square().sum(1).clamp(min=TINY)
 
 
-def least_squares_codes(rows: Tensor, values: Tensor) -> SupervisedDictionary:
-    """Atoms of least squared error.
-
-    Of the many solutions (a constant can move between attributes) it is that of minimum norm; then each attribute's
-    atoms are centred over the values that occur, and the means go to the bias.
-
-    Raises:
-        ModelError: as `mean_codes`.
-    """
-    x, sizes = _checked(rows, values)
-    hot = torch.cat([torch.nn.functional.one_hot(c, s) for c, s in zip(values.T, sizes)], dim=1).to(x.dtype)
-    design = torch.cat([hot.new_ones(len(hot), 1), hot], dim=1)
-    # The normal equations' pseudo-inverse gives the same minimum-norm solution as that of the design, and is small.
-    solution = torch.linalg.pinv(design.T @ design, hermitian=True) @ (design.T @ x)
-    bias, atoms = solution[0], list(solution[1:].split(sizes))
-    for a, (column, size) in enumerate(zip(values.T, sizes)):
-        there = (torch.bincount(column, minlength=size) > 0)[:, None]
-        mean = (atoms[a] * there).sum(0) / there.sum()
-        bias, atoms[a] = bias + mean, (atoms[a] - mean) * there
-    return SupervisedDictionary(bias, tuple(atoms))
-
-
-def greedy_edit(rows: Tensor, target: Tensor, clean: Tensor, other: Tensor, atoms: Tensor, exchanges: int) -> Tensor:
-    """Rows after exchanging the codes of up to m latents with those of the counterfactual rows, one at a time.
-
-    Exchanging latent j moves a row by (other_j - clean_j) d_j. Each time that latent is taken whose exchange brings
-    the row nearest to its target, and no latent twice; a row that no exchange brings nearer is ready.
+def coupled(values: Tensor, sizes: Sequence[int], by: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Attributes that are pairs: each of the others together with attribute `by` (a vector for a name in a place).
 
     Args:
-        rows: x [n, D].
-        target: the counterfactual's activations [n, D].
-        clean: codes of `rows` [n, H].
-        other: codes of the counterfactuals [n, H].
-        atoms: [D, H].
-        exchanges: m.
+        values: [n, A] int64.
+        sizes: V of each attribute.
+        by: the attribute that goes into all pairs.
 
     Returns:
-        [n, D]. Memory is n H, never n H D.
-
-    Raises:
-        ModelError: shapes that do not fit, or m below 0.
+        The pairs' values [n, A - 1], and how many each has; what has them needs no attribute `by` of its own.
     """
-    if exchanges < 0 or clean.shape != other.shape or clean.shape[1] != atoms.shape[1] or rows.shape != target.shape:
-        raise ModelError(
-            f"exchanges={exchanges} of codes {tuple(clean.shape)} and {tuple(other.shape)} with atoms "
-            f"{tuple(atoms.shape)} in rows {tuple(rows.shape)} towards {tuple(target.shape)}: shapes must fit"
-        )
-    change = other - clean
-    power = change.square() * atoms.square().sum(0)
-    missing = target - rows
-    free = change != 0
-    for _ in range(exchanges):
-        # |r - δ d|² - |r|²
-        gain = (power - 2 * change * (missing @ atoms)).masked_fill(~free, torch.inf)
-        least, latent = gain.min(1)
-        step = change.gather(1, latent[:, None]) * atoms.T[latent]
-        missing = torch.where((least < 0)[:, None], missing - step, missing)
-        free = free.scatter(1, latent[:, None], value=False)
-    return target - missing
+    others = [a for a in range(len(sizes)) if a != by]
+    pairs = [values[:, a] * sizes[by] + values[:, by] for a in others]
+    return torch.stack(pairs, 1), tuple(sizes[a] * sizes[by] for a in others)
 
 
-def share_kept(changed: Tensor, clean: Tensor, without: Tensor) -> Tensor:
-    """Of a quantity per row [n] (the difference of two logits): how much of what is lost without any activations'
-    information (`without`) is kept, (E[changed] - E[without]) / (E[clean] - E[without]). 1: all.
-
-    With reconstructions in the place of activations this is sufficiency. Necessity is 1 less the share kept where
-    activations are replaced by the mean plus what the reconstruction does not explain.
-    """
-    scale = (clean - without).double().mean()
-    return (changed - without).double().mean() / scale
-
-
-def value_scores(active: Tensor, values: Tensor, size: int) -> Tensor:
-    """F1 [H, V] of each latent's activity as a predictor of each value of an attribute; 0 where it never fires.
+def mean_codes(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Supervised:
+    """Vectors E[x | a = v] - E[x], bias E[x]: right where attributes are independent of one another.
 
     Args:
-        active: [n, H] bool.
-        values: [n] int64.
+        x: [n, D].
+        values: [n, A] int64, from 0 on.
+        sizes: V of each attribute.
+
+    Raises:
+        ModelError: no rows, values of other rows, or a value that an attribute does not have.
+    """
+    x = _checked(x, values, sizes)
+    bias = x.mean(0)
+    vectors: list[Tensor] = []
+    for column, size in zip(values.T, sizes, strict=True):
+        total = x.new_zeros(size, x.shape[1]).index_add_(0, column, x - bias)
+        vectors.append(total / torch.bincount(column, minlength=size).clamp(min=1)[:, None])
+    return Supervised(bias, tuple(vectors))
+
+
+def least_squares_codes(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Supervised:
+    """Vectors and bias of least squared error, also where attributes depend on one another.
+
+    One-hot columns of all attributes and the constant are linearly dependent: the solution of least norm is taken, then
+    the vectors of an attribute are centred over the values that occur, and their mean goes into the bias.
+
+    Args and raises as `mean_codes`.
+    """
+    x = _checked(x, values, sizes)
+    columns = torch.cat([x.new_ones(len(x), 1), *(_one_hot(c, v) for c, v in zip(values.T, sizes, strict=True))], 1)
+    # The Gram matrix holds counts, so that squaring the condition number does no harm.
+    solved = torch.linalg.pinv(columns.T @ columns, rtol=1e-12, hermitian=True) @ (columns.T @ x)
+    bias, vectors = solved[0], list[Tensor]()
+    for column, part in zip(values.T, solved[1:].split(list(sizes)), strict=True):
+        seen = torch.bincount(column, minlength=len(part)) > 0
+        mean = part[seen].mean(0)
+        vectors.append((part - mean) * seen[:, None])
+        bias = bias + mean
+    return Supervised(bias, tuple(vectors))
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanges:
+    """Which latents were exchanged, and what that moved."""
+
+    latents: Tensor
+    """[m, n] int64 in their order; -1 where none was."""
+    moved: Tensor
+    """[m + 1, n, D] what the rows moved by after 0, 1, … m exchanges."""
+
+
+def exchange(clean: Codes, other: Codes, dictionary: Tensor, shift: Tensor, most: int) -> Exchanges:
+    """Exchanges up to m latents of a row for the values they have in its counterpart.
+
+    To exchange latent j moves a row by (z'_j - z_j) d_j. Every round takes the latent that was not yet taken and leaves
+    the least of |shift - moved|²; a row where none lowers it stays as it is.
+
+    Args:
+        clean: codes z of the rows.
+        other: codes z' of their counterparts.
+        dictionary: [D, H] atoms as columns.
+        shift: [n, D] counterpart minus row.
+        most: m.
+
+    Raises:
+        ModelError: codes and shifts of different numbers of rows, or m below 0.
+    """
+    if not len(clean.values) == len(other.values) == len(shift):
+        raise ModelError(f"codes of {len(clean.values)} and {len(other.values)} rows for {len(shift)} shifts")
+    if most < 0:
+        raise ModelError(f"most={most} exchanges: choose 0 or more")
+    atoms, rows = dictionary.double(), torch.arange(len(shift), device=shift.device)
+    delta = (other.dense(atoms.shape[1]) - clean.dense(atoms.shape[1])).double()
+    power, rest = atoms.square().sum(0), shift.double()
+    taken, moved = list[Tensor](), [torch.zeros_like(rest)]
+    for _ in range(most):
+        # |rest - δ d|² = |rest|² - 2 δ <rest, d> + δ² |d|²: no [n, H, D] is needed.
+        gain, best = (2 * delta * (rest @ atoms) - delta.square() * power).max(1)
+        step = (delta[rows, best] * (gain > 0))[:, None] * atoms.T[best]
+        moved.append(moved[-1] + step)
+        rest = rest - step
+        taken.append(torch.where(gain > 0, best, -1))
+        # A latent that was exchanged moves nothing any more.
+        delta[rows, best] *= gain <= 0
+    return Exchanges(torch.stack(taken) if taken else rows.new_zeros(0, len(rows)), torch.stack(moved))
+
+
+def latent_weights(codes: Codes, dictionary: Tensor) -> Tensor:
+    """[n, k] share of each entry of the codes in what they reconstruct, z_j <d_j, r> / |r|² with r = Σ_j z_j d_j; they
+    sum to 1 (to 0 where r is 0).
+
+    An edit that takes out latents of large weight replaces the activation; only one of small weight is sparse.
+
+    Args:
+        codes: z.
+        dictionary: [D, H] atoms as columns.
+    """
+    atoms, values = dictionary.double().T.contiguous(), codes.values.double()
+    indices = codes.indices.clamp(min=0).long()
+    whole = decode(indices, values, atoms)
+    return values * inner_products(indices, atoms, whole) / whole.square().sum(1, keepdim=True).clamp(min=TINY)
+
+
+def removed_weight(codes: Codes, dictionary: Tensor, latents: Tensor) -> Tensor:
+    """[n] weight of those entries of the codes whose latents [m, n] were exchanged; args as `latent_weights`."""
+    out = (codes.indices[None] == latents[:, :, None]).any(0) & (codes.indices >= 0)
+    return (latent_weights(codes, dictionary) * out).sum(1)
+
+
+def f1_scores(active: Tensor, values: Tensor, size: int) -> Tensor:
+    """[V, H] F1 of every latent as a detector of every value of one attribute; 0 where it never fires.
+
+    Args:
+        active: [n, H] bool, where latents are active.
+        values: [n] int64 of the attribute.
         size: V.
     """
-    hot = torch.nn.functional.one_hot(values, size).double()
-    hits = active.double().T @ hot
-    both = active.double().sum(0)[:, None] + hot.sum(0)
-    return torch.where(hits > 0, 2 * hits / both.clamp(min=1), 0.0)
+    hits, fired, rows = _counts(active, values, size)
+    return 2 * hits / (fired + rows[:, None]).clamp(min=1)
 
 
-def _checked(rows: Tensor, values: Tensor) -> tuple[Tensor, list[int]]:
-    if rows.ndim != 2 or values.ndim != 2 or len(rows) != len(values) or not len(rows):
-        raise ModelError(f"values {tuple(values.shape)} must name the attributes of rows {tuple(rows.shape)}, one each")
-    if int(values.min()) < 0:
-        raise ModelError(f"values are numbered from 0, not from {int(values.min())}")
-    return rows.double(), [int(column.max()) + 1 for column in values.T]
+def union_f1(active: Tensor, values: Tensor, size: int, *, most: int = 10) -> Tensor:
+    """[H] the best F1 of a latent as a detector of 1, 2, … `most` values together, the values being taken in the order
+    of their own F1."""
+    hits, fired, rows = _counts(active, values, size)
+    order = f1_scores(active, values, size).argsort(dim=0, descending=True, stable=True)[:most]
+    together, wanted = hits.gather(0, order).cumsum(0), rows[order].cumsum(0)
+    return (2 * together / (fired + wanted).clamp(min=1)).amax(0)
+
+
+def sufficiency(clean: Tensor, mean: Tensor, rebuilt: Tensor) -> float:
+    """Share of the logit difference that reconstructions keep: 1 like the activations, 0 like their mean.
+
+    Args:
+        clean: [n] logit differences of the network as it is.
+        mean: [n] with the mean activation.
+        rebuilt: [n] with reconstructions.
+
+    Raises:
+        ModelError: the mean activation does not change the mean logit difference, so that there is nothing to explain.
+    """
+    return float(rebuilt.double().mean() - mean.double().mean()) / _damage(clean, mean)
+
+
+def necessity(clean: Tensor, mean: Tensor, removed: Tensor) -> float:
+    """Share of the logit difference that is lost without what the reconstructions say (x - x' + mean in the place of
+    x). Args and raises as `sufficiency`, `removed` being [n] logit differences of that."""
+    return float(clean.double().mean() - removed.double().mean()) / _damage(clean, mean)
+
+
+def _damage(clean: Tensor, mean: Tensor) -> float:
+    damage = float(clean.double().mean() - mean.double().mean())
+    if damage == 0:
+        raise ModelError("the mean activation gives the same mean logit difference: this site does not matter")
+    return damage
+
+
+def _counts(active: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows with a value where a latent fires [V, H], rows where it fires [H], rows with a value [V]."""
+    if len(active) != len(values):
+        raise ModelError(f"{len(active)} rows of codes do not belong to {len(values)} values")
+    on = active.double()
+    kind = _one_hot(values, size)
+    return kind.T @ on, on.sum(0), kind.sum(0)
+
+
+def _one_hot(values: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.one_hot(values, size).double()
+
+
+def _checked(x: Tensor, values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """x in float64, when everything fits."""
+    if not len(x) or values.shape != (len(x), len(sizes)):
+        raise ModelError(f"values of shape {tuple(values.shape)} for {len(x)} rows and {len(sizes)} attributes")
+    for at, (column, size) in enumerate(zip(values.T, sizes, strict=True)):
+        if not 0 <= int(column.min()) <= int(column.max()) < size:
+            raise ModelError(
+                f"attribute {at} has {size} values, but rows have {int(column.min())} to {int(column.max())}"
+            )
+    return x.double()
