@@ -108,7 +108,10 @@ def train_network(folder: Path, texts: list[str]) -> None:
         optimiser.step()
         slope.step()
         if step % 500 == 499:
-            print(f"network: {step + 1} steps, loss {float(loss):.3f}, {time.monotonic() - begun:.0f} s", flush=True)
+            print(
+                f"network: {step + 1} steps, loss {float(loss.detach()):.3f}, {time.monotonic() - begun:.0f} s",
+                flush=True,
+            )
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -157,9 +160,7 @@ class Judge:
         """Mean KL in nats of the next byte's distribution, over `directions` [M, 64] and `PLACES` random places each,
         the same for every set of directions."""
         generator = torch.Generator().manual_seed(0)
-        whole = [
-            w for w in range(len(self.windows.starts)) if self.windows.stops[w] - self.windows.starts[w] == CONTEXT
-        ]
+        whole = np.flatnonzero(self.windows.stops - self.windows.starts == CONTEXT)
         shifts = 0.5 * self.x.norm(dim=1).mean() * directions
         total = 0.0
         for _ in range(PLACES):
