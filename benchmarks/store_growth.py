@@ -33,7 +33,8 @@ def operations(store: ArtifactStore, name: str) -> dict[str, Callable[[], object
         "open store": lambda: ArtifactStore(store.uri),
         "runs": store.runs,
         "names": store.names,
-        "history": lambda: store.history(name),
+        "history, newest 20": lambda: store.history(name, 20),
+        "history, all": lambda: store.history(name),
     }
 
 
@@ -59,7 +60,7 @@ def grow(store: ArtifactStore, sizes: list[int], *, names: bool) -> dict[str, li
         if done in sizes:
             found = {what: median_ms(do) for what, do in operations(store, "name-00001").items()}
             found["names, per name"] = found["names"] / len(store.names())
-            found["history, per version"] = found["history"] / len(store.history("name-00001"))
+            found["history, per version"] = found["history, all"] / len(store.history("name-00001"))
             for what, ms in found.items():
                 table.setdefault(what, []).append(ms)
     return table

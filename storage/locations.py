@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
     from zarr.abc.store import Store
 
+REFUSED = re.compile(
+    r"AccessDenied|AccountProblem|AllAccessDisabled|AuthFailure|ExpiredToken|InvalidAccessKeyId|InvalidSecurity"
+    r"|InvalidToken|SignatureDoesNotMatch|TokenRefreshRequired|UnauthorizedAccess"
+)
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # One of these says where credentials come from; without any, clients would ask the network for a minute or more.
@@ -243,7 +247,9 @@ def reaching(place: Location) -> Generator[None]:
         raise
     except FileNotFoundError as error:
         raise NotFound(f"{place.uri}: nothing there") from error
-    except (s3.PermissionDeniedError, s3.UnauthenticatedError, PermissionError) as error:
+    except (s3.PermissionDeniedError, s3.UnauthenticatedError) as error:
+        raise StorageError(f"{place.uri}: {refused(str(error)) or 'access denied'}") from error
+    except PermissionError as error:
         raise StorageError(f"{place.uri}: access denied") from error
     except OSError as error:
         raise StorageError(f"{place.uri}: {error.strerror or error}") from error
@@ -254,11 +260,24 @@ def reaching(place: Location) -> Generator[None]:
         raise kind(f"{place.uri}: {_reason(error)}") from error
 
 
+def refused(text: str) -> str | None:
+    """The words for a user where an S3 client's error `text` says that the server refused the credentials: waiting
+    does not help then. None for other errors."""
+    code = REFUSED.search(text)
+    if code is None:
+        return None
+    return (
+        f"the S3 server refuses the credentials ({code.group()}): AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which"
+    )
+
+
 def _reason(error: Exception) -> str:
     """What went wrong, without the client's debug output and the server's XML: both repeat request details."""
     text = " ".join(str(error).split())
     if "HTTP error" in text:
         return f"{s3_settings().endpoint or 'AWS S3'} does not answer (AWS_ENDPOINT_URL says where S3 is)"
+    if words := refused(text):
+        return words
     if code := re.search(r"<Code>(\w+)</Code>", text):
         return f"the S3 server says {code.group(1)}"
     return re.split(r"Debug source|: <", text)[0][:300] or type(error).__name__

@@ -91,12 +91,19 @@ def show(ref: str, store: str, figures: str | None, as_json: bool) -> None:
 
 @command.command()
 @NAME
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="How many; 0: all.")
 @STORE
 @JSON
-def history(name: str, store: str, as_json: bool) -> None:
-    """List all versions of a name, newest first."""
-    versions = _open(store).history(name)
-    emit([facts(v) for v in versions], as_json, lambda: _table(versions, "no version"))
+def history(name: str, limit: int, store: str, as_json: bool) -> None:
+    """List the newest versions of a name, newest first."""
+    versions = _open(store).history(name, limit or None)
+
+    def people() -> None:
+        _table(versions, "no version")
+        if (older := versions[-1].number - 1) > 0:
+            say(f"{older:,} older: --limit 0 lists all")
+
+    emit([facts(v) for v in versions], as_json, people)
 
 
 @command.command()

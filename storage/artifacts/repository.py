@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from zarr.errors import BaseZarrError
 
 from ..errors import NotFound, StorageError, StoreConflict, Unreachable
-from ..locations import Location, reaching, s3_settings
+from ..locations import Location, reaching, refused, s3_settings
 from . import refs, seals
 from .probe import SINGLE_WRITER, conditional_writes, single_writer
 
@@ -391,7 +391,9 @@ class Repository:
 
 def _kind(error: icechunk.IcechunkError) -> type[StorageError]:
     """Unreachable for what the S3 client says after its own retries, when the server is away or answers with 5xx, and
-    for a commit that is refused because of this machine's clock."""
+    for a commit that is refused because of this machine's clock; not where it refuses the credentials."""
+    if refused(error.message):
+        return StorageError
     away = any(words in error.message for words in ("dispatch failure", "service error", "timeout"))
     return Unreachable if away or CLOCKS.search(error.message) else StorageError
 
@@ -400,6 +402,8 @@ def _words(error: icechunk.IcechunkError) -> str:
     """The first sentence of Icechunk's report, without its call stack."""
     lines = [line.strip(" x×|") for line in error.message.splitlines()]
     text = next((line for line in lines if line), "unknown error")[:300]
+    if words := refused(error.message):
+        return words
     if clocks := CLOCKS.search(error.message):
         mine, store, newest, now = clocks.groups()
         if mine:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -181,11 +182,11 @@ class ArtifactStore:
         # A branch without versions is left when the very first publishing was interrupted.
         return self._repo.begun(names.versions_branch(""))
 
-    def history(self, name: str) -> list[Version]:
-        """All versions of a name, newest first; NotFound when there is none."""
+    def history(self, name: str, limit: int | None = None) -> list[Version]:
+        """Versions of a name, newest first: all, or the `limit` newest; NotFound when there is none."""
         newest = self.resolve(name)
         aliases = self._aliases(name)
-        commits = self._repo.commits(names.versions_branch(newest.name))
+        commits = islice(self._repo.commits(names.versions_branch(newest.name)), limit)
         return [version_of(newest.name, commit, aliases, newest.number) for commit in commits]
 
     def aliases(self, name: str) -> dict[str, int]:

@@ -20,6 +20,10 @@ def test_list_and_history(sparsefleet, store):
     history = sparsefleet("artifacts", "history", "bars", "--store", store, "--json").json
     assert [v["ref"] for v in history] == ["bars@2", "bars@1"]
     assert history[1]["aliases"] == ["best"]
+    newest = sparsefleet("artifacts", "history", "bars", "--store", store, "--limit", "1")
+    assert "bars@2" in newest.out
+    assert "bars@1" not in newest.out
+    assert "1 older" in newest.err
 
 
 def test_show(sparsefleet, store, tmp_path):

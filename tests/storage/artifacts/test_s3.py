@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
+from urllib.request import Request, urlopen
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import boto3
@@ -14,7 +15,7 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from sparsefleet.storage.artifacts import ArtifactStore, runs
 from sparsefleet.storage.artifacts import store as stores
-from sparsefleet.storage.errors import NotFound, StorageError, StoreConflict
+from sparsefleet.storage.errors import NotFound, StorageError, StoreConflict, Unreachable
 from werkzeug.serving import make_server
 
 pytestmark = pytest.mark.e2e
@@ -96,6 +97,44 @@ def test_a_missing_bucket_and_wrong_places_are_named(s3_bucket: str) -> None:
     )
     with pytest.raises(StorageError, match="not an artifact store"):
         ArtifactStore(f"{s3_bucket}/notes")
+
+
+@contextmanager
+def revoked(endpoint: str) -> Iterator[None]:
+    """The S3 server knows no access key any more."""
+
+    def asks_from(requests: str) -> None:
+        address, kind = f"{endpoint}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        with urlopen(Request(address, data=requests.encode(), method="POST", headers=kind)):
+            pass
+
+    asks_from("0")
+    try:
+        yield
+    finally:
+        asks_from("inf")
+
+
+def test_revoked_credentials_are_not_waited_for(s3_bucket: str, s3_endpoint: str) -> None:
+    store = ArtifactStore(f"{s3_bucket}/store")
+    run = store.run("r")
+    run.commit(1, W)
+    attempts = (
+        lambda: run.commit(2, W),
+        lambda: store.publish("a", arrays=W, card={}),
+        store.runs,
+        lambda: ArtifactStore(f"{s3_bucket}/store"),
+    )
+    with revoked(s3_endpoint):
+        for attempt in attempts:
+            with pytest.raises(StorageError, match=r"refuses the credentials \(InvalidAccessKeyId\)") as caught:
+                attempt()
+            assert not isinstance(caught.value, Unreachable)
+            assert "loopback-" not in str(caught.value)
+    run = store.run("r")
+    latest = run.latest()
+    assert latest is not None and latest.step == 1
+    run.commit(2, W)
 
 
 @contextmanager
