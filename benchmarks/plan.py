@@ -27,7 +27,7 @@ JOBS = {
     "gsc": {"model": "gsc", "atoms": 150, "passes": 40, "settings": {"h_prime": 6, "gamma": 4}},
     "mca": {"model": "mca", "atoms": 100, "passes": 12, "rows": 30_000, "settings": {"h_prime": 6, "gamma": 4}},
     "topk": {"model": "topk", "atoms": 1024, "passes": 12, "settings": {"k": 16}},
-    "online": {"model": "online", "atoms": 200, "passes": 6},
+    "online": {"model": "online", "atoms": 200, "passes": 6, "settings": {"penalty": 4}},
     "bsc evolutionary": {
         "model": "bsc", "atoms": 100, "passes": 8, "rows": 12_000,
         "settings": {"states": "evolutionary", "evolution": {"size": 40}},

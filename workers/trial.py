@@ -143,16 +143,21 @@ def _updates(feed: Feed, small: Callable[[int], Feed], schedule: Schedule, work:
             if work.spent() > SECONDS or len(work.rows) > 200:
                 return
         return
-    points = np.unique(np.linspace(0, feed.updates - 1, POINTS).astype(int)).tolist()
+    points = np.linspace(0, feed.updates - 1, POINTS).astype(int).tolist()
+    updates = STEPS_A_POINT
+    if feed.updates < POINTS * STEPS_A_POINT:
+        # Each update once and in its turn: what sets of states cost depends on how often they were updated.
+        points, updates = [0], feed.updates
     # One whole block first: it shows the memory, and what there is time for.
     yield from _first_blocks(feed, 0, 1, 1)
-    each = SECONDS / (STEPS_A_POINT * len(points))
+    each = SECONDS / (updates * len(points))
     blocks = each / max(work.spent(), 1e-6)
     if blocks < 1:
         feed = small(max(LEAST_ROWS, int(blocks * schedule.batch_rows)))
+        work.begins = len(work.rows)
         yield from _first_blocks(feed, 0, 1, 1)
     for step in points:
-        yield from _first_blocks(feed, step, STEPS_A_POINT, max(1, min(MOST_BLOCKS, int(blocks))))
+        yield from _first_blocks(feed, step, updates, max(1, min(MOST_BLOCKS, int(blocks))))
 
 
 def _first_blocks(feed: Feed, step: int, updates: int, blocks: int) -> Iterator[Update]:
@@ -174,6 +179,8 @@ class _Work:
     row_seconds: list[float] = field(default_factory=list[float])
     update_seconds: list[float] = field(default_factory=list[float])
     steps: list[int] = field(default_factory=list[int])
+    begins: int = 0
+    """Which update began the sets of states of the rows that all later ones work on."""
 
     def do(self, update: Update) -> None:
         batches = [self._part(b) for b in update.batches()]
@@ -198,15 +205,16 @@ class _Work:
         return sum(self.row_seconds) + sum(self.update_seconds)
 
     def per_row(self) -> tuple[float, float]:
-        """Seconds per row: the mean over the schedule of the shortest at each place, and of the very first update."""
-        each = np.array(self.row_seconds) / np.maximum(self.rows, 1)
-        if len(each) == 1:
-            return float(each[0]), float(each[0])
+        """Seconds per row: the mean over the schedule, and of the update that began."""
+        each = np.array(self.row_seconds[self.begins :]) / np.maximum(self.rows[self.begins :], 1)
+        first, later, steps = float(each[0]), each[1:], self.steps[self.begins + 1 :]
+        if not len(later):
+            return first, first
         if self.per_batch:
-            return float(np.median(each[1:])), float(each[0])
-        # Places lie apart; the updates of one follow each other.
-        places = np.split(np.arange(1, len(each)), np.flatnonzero(np.diff(self.steps[1:]) != 1) + 1)
-        return float(np.mean([np.median(each[p]) for p in places])), float(each[0])
+            return float(np.median(later)), first
+        # Places lie apart; the updates of one follow each other. A single place is the whole schedule.
+        places = np.split(later, np.flatnonzero(np.diff(steps) != 1) + 1)
+        return float(np.mean([np.median(p) for p in places] if len(places) > 1 else later)), first
 
 
 def _commit_seconds(job: LearnJob, params: Params) -> float:
