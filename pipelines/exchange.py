@@ -16,6 +16,7 @@ from ..models.autoencoders.exchange import FORMATS
 from ..storage import ArtifactStore, StorageError
 from ..storage.artifacts import Version
 from ..storage.artifacts.export import write_files
+from ..workers.documents import TooLarge, read_short
 from ..workers.errors import JobError
 from ..workers.job import LearnJob
 
@@ -89,9 +90,11 @@ def import_folder(path: str | Path, *, format: str, store: str, name: str) -> Ve
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_short(path))
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except TooLarge as error:
+        raise StorageError(f"{path} is no configuration: {error}") from error
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..models import OUTPUTS, Model, Schedule, Wanted, make_model
 from ..models.peers import Peers, Share
 from ..models.pursuit import Coder, make_coder
+from .documents import load_yaml, read_yaml
 from .errors import JobError
 
 NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?$"
@@ -90,8 +91,8 @@ class Job(BaseModel):
     def from_yaml(cls, path: str | Path) -> dict[str, Any]:
         """The fields that a YAML file sets, unchecked (flags may still override them)."""
         try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as err:
+            loaded = read_yaml(path)
+        except (OSError, ValueError) as err:
             raise JobError(f"job file {str(path)!r} cannot be read: {getattr(err, 'strerror', None) or err}") from err
         except yaml.YAMLError as err:
             raise JobError(f"job file {str(path)!r} is not YAML: {' '.join(str(err).split())}") from err
@@ -355,7 +356,7 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
     if not equals or not all(path):
         raise JobError(f"--set {text!r}: write it as KEY=VALUE, for example model.gamma=4")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = load_yaml(value)
     except yaml.YAMLError as err:
         raise JobError(f"--set {text!r}: {value!r} is not a YAML value") from err
     if len(path) > 1:

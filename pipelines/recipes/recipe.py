@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...storage import BadData, NotFound, open_dataset
 from ...storage.ingest import INGESTS, IngestJob
+from ...workers.documents import read_yaml
 from ...workers.job import LearnJob, apply_assignments
 from ..errors import PipelineError
 from ..flags import parse_job
@@ -132,8 +133,8 @@ def load_recipe(name: str) -> Recipe:
         hint = f"did you mean {near[0]!r}?" if near else "see `sparsefleet recipes`"
         raise PipelineError(f"unknown recipe {name!r}; {hint}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as err:
+        values = read_yaml(path)
+    except (OSError, ValueError) as err:
         raise PipelineError(f"recipe {name!r} cannot be read: {getattr(err, 'strerror', None) or err}") from err
     except yaml.YAMLError as err:
         raise PipelineError(f"recipe {name!r} is not YAML: {' '.join(str(err).split())}") from err

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...storage.ingest.sources import file_fingerprint
 from ...storage.inputs import SCHEME, find_input
+from ..documents import read_short
 from ..errors import JobError
 from .windows import IGNORED, Context, Inputs
 
@@ -75,7 +76,7 @@ def predicts_next(path: Path) -> bool:
     if path.is_file():
         return True
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(read_short(path / "config.json"))
         names = found.get("architectures") or []
     except (OSError, ValueError, AttributeError) as err:
         raise JobError(f"{path / 'config.json'} cannot be read: {_line(err)}") from err
