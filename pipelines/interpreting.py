@@ -30,6 +30,7 @@ from ..workers.job import EncodeJob
 from ..workers.progress import Progress
 from ..workers.start import Dictionary, load_dictionary
 from .examples import Strongest, with_contexts
+from .ground_truth import GroundTruth, known
 from .labels import check_form, labels_of
 from .paths import absolute
 from .probing import Passages, Pooling
@@ -112,11 +113,22 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
     job = check(job)
     data, found = open_dataset(job.data), dictionary_of(job)
     device = torch.device(job.device)
-    params = found.model.prepare({n: p.to(device) for n, p in found.params.items()})
-    found = Dictionary(found.ref, found.snapshot, found.model, params)
+    model = found.model
+    assert isinstance(model, Autoencoder)
+    params = model.prepare({n: p.to(device) for n, p in found.params.items()})
+    found = Dictionary(found.ref, found.snapshot, model, params)
     pooling = pooling_of(job, data, found) if job.labels else None
-    sums, strongest = measure(job, data, found, reporter, pooling.add if pooling else nothing)
-    metrics = summary(sums)
+    truth = None
+    if known(data) and model.target is None:
+        truth = GroundTruth(data, model.dictionary(params).cpu().numpy())
+
+    def also(start: int, x: torch.Tensor, codes: Codes) -> None:
+        for counting in (pooling, truth):
+            if counting:
+                counting.add(start, x, codes)
+
+    sums, strongest = measure(job, data, found, reporter, also)
+    metrics = summary(sums) | (truth.numbers() if truth else {})
     if job.texts:
         metrics |= loss_recovered(job, data, found, sums)
     fired = (sums.positive + sums.negative).cpu().numpy()

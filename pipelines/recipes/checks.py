@@ -27,6 +27,7 @@ from ...storage.ingest.series import HELD_OUT, MARKS
 from ...workers.job import LearnJob
 from ..errors import PipelineError
 from ..fields import receptive_fields, usage_of_codes
+from ..ground_truth import source_of
 from ..learning import LearnResult
 from ..report import can_plot, fits_picture, usage_picture
 from ..reporter import metrics_line
@@ -118,7 +119,7 @@ def metrics(learned: Learned) -> Found:
 
 def recovery(learned: Learned) -> Found:
     """Are all true atoms found, and are prior and noise those of the data?"""
-    source, truth, data = _source(learned.data), learned.data.side(TRUTH), learned.data
+    source, truth, data = source_of(learned.data), learned.data.side(TRUTH), learned.data
     if source is None or truth is None:
         raise PipelineError(
             f"{data.uri} keeps no true atoms to compare with: make it with `sparsefleet ingest generated`"
@@ -161,11 +162,6 @@ def free_energy(model: Model, params: Params, data: Dataset) -> float:
         stats = model.statistics(params, Batch(torch.from_numpy(rows).to(model.torch_dtype), start), stage)
         total = stats if total is None else total + stats
     return model.metrics(params, total)["free_energy"]
-
-
-def _source(data: Dataset) -> GeneratedSource | None:
-    recipe = data.attributes.get("recipe", {})
-    return GeneratedSource.model_validate({**recipe, "out": data.uri}) if recipe.get("kind") == "generated" else None
 
 
 def _frequencies(source: GeneratedSource, truth: NDArray[Any], data: Dataset) -> NDArray[np.float64]:
