@@ -18,7 +18,7 @@ MPICH, OPEN_MPI = "HYDRA build details:", "mpirun (Open MPI) 5.0.11"
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """install(said, *names): a folder of Python's with an mpirun that says so of itself, and further commands."""
     for name in [*os.environ]:
-        if name in mpich.HOSTS or name.startswith(mpich.SETTINGS):
+        if name in mpich.HOSTS or name == "UCX_TLS" or name in mpich.LOOPBACK or name.startswith(mpich.SETTINGS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(mpich, "CONFIGURED", ("~/.mpiexec.hydra.conf",))
@@ -50,6 +50,14 @@ def test_without_gforker_only_the_ranks_do(install) -> None:
     found = find_launcher(None)
     assert found.words == (str(folder / "mpirun"),) and not found.is_gforker
     assert found.env == mpich.LOOPBACK
+
+
+def test_network_settings_of_the_user_are_kept(install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(MPICH)
+    monkeypatch.setenv("FI_TCP_IFACE", "eth0")
+    assert find_launcher(None).env == {"UCX_NET_DEVICES": "lo", "FI_SOCKETS_IFACE": "lo"}
+    monkeypatch.setenv("UCX_TLS", "rc,self,sm")
+    assert find_launcher(None).env == {"FI_SOCKETS_IFACE": "lo"}
 
 
 @pytest.mark.parametrize("given", ["mpirun", "mpirun -f hosts", "mpirun -hosts a,b"])

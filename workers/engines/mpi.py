@@ -47,7 +47,7 @@ class Launcher:
     words: tuple[str, ...]
     """The command, without its `-n`."""
     env: dict[str, str]
-    """What is added to the environment where the user has not set it."""
+    """What is added to the environment."""
 
     @property
     def is_gforker(self) -> bool:
@@ -87,7 +87,7 @@ def find_launcher(given: str | None) -> Launcher:
             f"engine mpi finds no {words[0]!r}; install an MPI, pip install 'sparsefleet[mpich]', or name a --launcher"
         )
     if not (given or "").strip() and "HYDRA" in _version(found) and mpich.stays_here(os.environ):
-        return Launcher((mpich.beside(found) or found,), mpich.LOOPBACK)
+        return Launcher((mpich.beside(found) or found,), mpich.loopback(os.environ))
     return Launcher((found, *words[1:], *_open_mpi_flags(found)), {})
 
 
@@ -112,7 +112,7 @@ def _attempt(program: str, job: Job, launcher: Launcher) -> Generator[Progress, 
         path = folder / "job.json"
         path.write_text(json.dumps(job.to_dict()), encoding="utf-8")
         rank = [sys.executable, "-u", "-m", "mpi4py", "-c", MAIN, program, type(job).__name__, str(path)]
-        env = {**launcher.env, **os.environ, "OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "off"}
+        env = {**os.environ, **launcher.env, "OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "off"}
         process = subprocess.Popen(
             [*launcher.words, "-n", str(job.workers), *rank],
             stdin=subprocess.DEVNULL,

@@ -50,6 +50,12 @@ def stays_here(env: Mapping[str, str]) -> bool:
     )
 
 
+def loopback(env: Mapping[str, str]) -> dict[str, str]:
+    """What binds the ranks to loopback, without what the user has set. (His own transports need their own devices.)"""
+    own = "UCX_TLS" in env
+    return {name: lo for name, lo in LOOPBACK.items() if name not in env and not (own and name.startswith("UCX_"))}
+
+
 def beside(launcher: str) -> str | None:
     """The gforker of the MPICH that `launcher` belongs to; None where it came without one."""
     found = Path(launcher).with_name(GFORKER)
