@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := .inputs/.installed
-RATIOS := startup reading scaling prosper pursuit sparse_autoencoders memory
+RATIOS := startup reading scaling engine_scaling prosper pursuit sparse_autoencoders memory
 STUDIES := $(filter-out $(RATIOS),$(basename $(notdir $(wildcard benchmarks/*.py))))
 KERNELS := $(wildcard models/kernels/*.cpp models/kernels/*.h)
 
