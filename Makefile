@@ -1,13 +1,13 @@
 # Everything a user or developer runs. `make demo` and `make test` set up what they need, and may be run again.
 .DEFAULT_GOAL := help
-.PHONY: help setup compiler browser tools inputs real-models demo test test-fast chaos check bench studies clean
+.PHONY: help setup compiler browser tools inputs real-models demo test test-fast chaos check audit bench studies clean
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := .inputs/.installed
-RATIOS := startup reading scaling prosper pursuit sparse_autoencoders memory
+RATIOS := startup reading scaling engine_scaling prosper pursuit sparse_autoencoders memory
 STUDIES := $(filter-out $(RATIOS),$(basename $(notdir $(wildcard benchmarks/*.py))))
 KERNELS := $(wildcard models/kernels/*.cpp models/kernels/*.h)
 
@@ -65,10 +65,14 @@ test-fast: $(STAMP)  ## tests that start no servers and no process groups
 chaos: $(STAMP) tools  ## break every service of a cluster on this machine, one by one; half an hour, as root
 	$(BIN)/python -m pytest -m chaos -v
 
-check: $(STAMP)  ## lint, format, types
+check: $(STAMP)  ## lint, format, types, packages with known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	@$(MAKE) --no-print-directory audit
+
+audit: $(STAMP)  ## ask whether installed packages have known vulnerabilities; says so where nobody can be asked
+	$(BIN)/python deploy/audit.py
 
 bench: $(STAMP)  ## ratios against peers and limits; see benchmarks/RESULTS.md
 	@failed=; for name in $(RATIOS); do echo "== $$name"; \

@@ -86,7 +86,7 @@ def _watch(found: dict[int, int], ended: Event) -> None:
         for process in psutil.Process().children(recursive=True):
             try:
                 words = process.cmdline()
-                if "python" in Path(words[0]).name and "sparsefleet.workers.mpi_main" in words:
+                if "python" in Path(words[0]).name and any("sparsefleet.workers.mpi_main" in word for word in words):
                     status = Path(f"/proc/{process.pid}/status").read_text()
                     found[process.pid] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
             except (psutil.Error, OSError, IndexError):

@@ -24,11 +24,11 @@ def verify_store(repo: Repository) -> list[str]:
     problems = repo.broken_refs()
     if problems:
         return problems  # what a damaged reference leads to says nothing
-    before = repo.sealed()
+    before, noted = repo.sealed(), repo.shortcuts()
     branches = [MAIN, *repo.branches("", whole=True)]
     for branch in branches:
         problems += _caught(lambda branch=branch: _branch_problems(repo, branch))
-    return problems or _orphans(repo, before, set(branches))
+    return problems or [*_orphans(repo, before, set(branches)), *_wrong_shortcuts(repo, noted)]
 
 
 def _caught(find: Callable[[], list[str]]) -> list[str]:
@@ -54,6 +54,17 @@ def _orphans(repo: Repository, sealed: set[str], branches: set[str]) -> list[str
     reached = {commit.id for branch in branches - runs for commit in repo.commits(branch)}
     lost = (sealed & repo.sealed()) - reached - runs  # a run may have been dropped meanwhile
     return [f"seals/{name}: no branch leads to this commit" for name in sorted(lost)]
+
+
+def _wrong_shortcuts(repo: Repository, noted: list[tuple[str, int, str]]) -> list[str]:
+    """Shortcuts that do not lead to their version."""
+    versions = {
+        (name, number_of(commit)): commit.id
+        for name in {name for name, _, _ in noted}
+        for commit in repo.commits(names.versions_branch(name))
+    }
+    wrong = [(name, number) for name, number, snapshot in noted if versions.get((name, number)) != snapshot]
+    return [f"shortcuts/{name}/{number} is damaged: remove this file, it is made again" for name, number in wrong]
 
 
 def _name_problems(repo: Repository, name: str) -> list[str]:

@@ -85,7 +85,7 @@ def versions_branch(name: str) -> str:
 
 
 def version_tag(name: str, number: int) -> str:
-    """The tag that finds one version without walking the branch."""
+    """The tag that finds one version without walking the branch, on S3 and in local stores of earlier programs."""
     return f"artifact.{name}.v{number}"
 
 

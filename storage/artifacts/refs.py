@@ -1,7 +1,7 @@
 """Branches of a repository by the beginning of their name, read from the files that hold them.
 
-Icechunk lists all branches and tags at once, and there is a tag for every version: with ten thousand of them that takes
-seconds. Each branch is the object `refs/branch.NAME/ref.json`, so that those of one kind lie side by side.
+Icechunk lists all branches and tags at once, and reads them: on S3, with a tag for every version, ten thousand of them
+take seconds. Each branch is the object `refs/branch.NAME/ref.json`, so that those of one kind lie side by side.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from zarr.errors import BaseZarrError
 
 from ..errors import NotFound, StorageError, StoreConflict, Unreachable
 from ..locations import Location, reaching, refused, s3_settings
-from . import refs, seals
+from . import names, refs, seals, shortcuts
 from .probe import SINGLE_WRITER, conditional_writes, single_writer
 
 FORMAT = 1
@@ -235,6 +235,7 @@ class Repository:
                 f"set {SINGLE_WRITER}=1 and make sure that only one process writes"
             )
         with self.locked(), self._words():
+            self._adopt_tags(again=False)
             base = self.tip(branch)
             fresh = clear and not lasting
             target = f"{SCRATCH}{uuid4().hex}" if fresh else branch
@@ -301,24 +302,41 @@ class Repository:
             with suppress(OSError):  # Icechunk leaves its folder, which then counts as a branch in listings
                 self.place.child(f"{INSIDE}/refs/branch.{branch}").path.rmdir()
 
-    def tagged(self, tag: str) -> str | None:
-        """The snapshot that a tag names; None when there is no such tag."""
-        return self._lookup(lambda: self._repo.lookup_tag(tag))
+    def shortcut(self, name: str, number: int) -> str | None:
+        """The snapshot that is said to be a version, without walking its branch; None when nothing says so.
 
-    def tag(self, tag: str, snapshot: str) -> None:
-        """Names a snapshot for good; nothing happens when the tag exists."""
+        It may say something else than the branch: the caller checks what it leads to.
+        """
+        said = shortcuts.read_shortcut(self.place, name, number) if self.place.is_local else None
+        return said or self._lookup(lambda: self._repo.lookup_tag(names.version_tag(name, number)))
+
+    def set_shortcut(self, name: str, number: int, snapshot: str) -> None:
+        """Notes the snapshot of a version: a file beside the repository, or on S3 a tag, which once made is kept."""
         with self.locked(), self._words():
+            if self.place.is_local:
+                self._adopt_tags(again=False)
+                return shortcuts.write_shortcut(self.place, name, number, snapshot)
             try:
-                self._repo.create_tag(tag, snapshot)
+                self._repo.create_tag(names.version_tag(name, number), snapshot)
             except icechunk.IcechunkError as error:
                 if "already exists" not in str(error):
                     raise
+
+    def shortcuts(self) -> list[tuple[str, int, str]]:
+        """Name, number and snapshot ("": damaged) of all shortcuts that are files beside the repository."""
+        return list(shortcuts.all_shortcuts(self.place)) if self.place.is_local else []
+
+    def _adopt_tags(self, *, again: bool) -> None:
+        """Makes shortcuts of the tags that a local store of an earlier program has; `again`: also if that was done."""
+        if self.place.is_local and (again or not shortcuts.has_shortcuts(self.place)):
+            shortcuts.adopt_tags(self.place, self.place.child(f"{INSIDE}/{refs.REFS}").path)
 
     def collect(self, older_than: datetime, *, dry_run: bool) -> dict[str, int]:
         """Removes files that no branch or tag needs and that were written before `older_than`; counts them."""
         with self.locked(), self._words():
             if not dry_run:
                 self._sweep(older_than)
+                self._adopt_tags(again=True)  # an earlier program that writes to this store makes tags
             done = self._repo.garbage_collect(older_than, dry_run=dry_run)
         return {
             "bytes": done.bytes_deleted,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import NotFound, StorageError, StoreConflict
+from ..errors import NotFound, StorageError, StoreConflict, Unreachable
 from ..locations import locate
 from . import names
 from .arrays import (
@@ -103,7 +103,7 @@ class ArtifactStore:
         self, name: str, content: Mapping[str, NDArray[Any] | Pieces], given: dict[str, Any], message: str
     ) -> Version:
         version = _retry(lambda: self._publish(name, content, given, message))
-        self._repo.tag(names.version_tag(name, version.number), version.snapshot)
+        self._repo.set_shortcut(name, version.number, version.snapshot)
         return version
 
     def _publish(
@@ -146,14 +146,26 @@ class ArtifactStore:
     def _find(self, name: str, number: int, newest: Commit) -> Commit:
         if not 1 <= number < number_of(newest):
             raise NotFound(f"{name!r} has no version {number}: its newest is {number_of(newest)}")
-        tag = names.version_tag(name, number)
-        if snapshot := self._repo.tagged(tag):
-            return self._repo.commit(snapshot)
-        # The writer was interrupted between its commit and its tag: the branch knows better.
+        if commit := self._by_shortcut(name, number):
+            return commit
+        # The writer was interrupted between its commit and the shortcut, or that is damaged: the branch knows better.
         commit = next(c for c in self._repo.commits(names.versions_branch(name)) if number_of(c) == number)
         with suppress(StorageError):  # a store that can only be read stays without this shortcut
-            self._repo.tag(tag, commit.id)
+            self._repo.set_shortcut(name, number, commit.id)
         return commit
+
+    def _by_shortcut(self, name: str, number: int) -> Commit | None:
+        snapshot = self._repo.shortcut(name, number)
+        if snapshot is None:
+            return None
+        try:
+            commit = self._repo.commit(snapshot)
+        except Unreachable:
+            raise
+        except StorageError:
+            return None
+        right = commit.metadata.get("name"), commit.metadata.get("version")
+        return commit if right == (name, number) else None
 
     def load(self, ref: str) -> Artifact:
         """All of a version; StorageError when its files are damaged."""

@@ -27,7 +27,7 @@ MARK = "SPARSEFLEET_TEST_MARK"
 MAIN = "from sparsefleet.pipelines.cli import main; main()"
 STEPS = 60
 CONTINUE = r"interrupted; continue with the same command, or: sparsefleet (resume [0-9a-f]{12} --store \S+)"
-WORKER = r"ray::Member|\S*/python\S* .*-m sparsefleet.workers.mpi_main"
+WORKER = r"ray::Member|\S*/python\S* .*sparsefleet.workers.mpi_main"
 CLOCK = Path(__file__).with_name("clock.cpp")
 OWN_MODEL = Path(__file__).parents[1] / "own_mean.py"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 from sparsefleet.workers import LearnJob, run
+from sparsefleet.workers.engines.mpi import find_launcher
 
 pytestmark = pytest.mark.e2e
 
@@ -26,15 +27,31 @@ def is_here(address: str) -> bool:
     return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
-def test_no_port_of_a_ray_cluster_of_ours_is_open_to_other_machines(make_data, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    group = {"engine": "ray", "workers": 2, "threads": 1}
-    job = LearnJob(data=make_data(), store=str(tmp_path / "s"), atoms=3, passes=1000, commit_seconds=0.1, **group)
+def others_reach(job: LearnJob) -> tuple[dict[str, str], int]:
+    """While the job runs and has committed: where its processes listen for other machines, and at how many ports."""
     messages = run("learn", job)
     try:
         assert any(message.kind == "commit" for message in messages)
         found = listening()
     finally:
         messages.close()
-    assert len(found) > 5  # the head, the node's agents, every worker
-    assert {address: who for address, who in found.items() if not is_here(address)} == {}
+    return {address: who for address, who in found.items() if not is_here(address)}, len(found)
+
+
+def endless(data: str, tmp_path: Path, engine: str) -> LearnJob:
+    group = {"engine": engine, "workers": 2, "threads": 1}
+    return LearnJob(data=data, store=str(tmp_path / "s"), atoms=3, passes=100_000, commit_seconds=0.1, **group)
+
+
+def test_no_port_of_a_ray_cluster_of_ours_is_open_to_other_machines(make_data, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    reached, ports = others_reach(endless(make_data(), tmp_path, "ray"))
+    assert ports > 5  # the head, the node's agents, every worker
+    assert reached == {}
+
+
+def test_no_port_of_mpich_is_open_to_other_machines(make_data, tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    if not find_launcher(None).is_gforker:
+        pytest.skip("this MPI is no MPICH with gforker, or hosts are set")
+    assert others_reach(endless(make_data(), tmp_path, "mpi"))[0] == {}

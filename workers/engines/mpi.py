@@ -1,6 +1,7 @@
 """The MPI engine: `mpirun` (or `srun`) starts the ranks, rank 0 reports as JSON lines, an error on one rank ends all.
 
-MPI cannot mend a group that lost a rank, so the whole group is launched again from the last commit.
+MPI cannot mend a group that lost a rank, so the whole group is launched again from the last commit. Ranks of MPICH that
+can only be on this machine listen on loopback (see `mpich`).
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Generator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -22,12 +25,34 @@ from ..errors import JobError
 from ..job import Job
 from ..plan import threads_of
 from ..progress import Progress
+from . import mpich
 from .failures import GroupLost, revive
 from .folders import temporary_folder
 from .restarts import with_restarts
 
 TERMINATE_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
+ENDS_WITH_LAUNCHER = "SPARSEFLEET_ENDS_WITH_LAUNCHER"
+"""Set for ranks that must see to it themselves that they do not outlive their launcher."""
+
+MODULE = "sparsefleet.workers.mpi_main"
+MAIN = f"import runpy; from mpi4py import MPI; runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
+"""What a rank runs. MPI comes first: a rank that fails before it cannot tell the others, and they may wait for it."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """What starts ranks."""
+
+    words: tuple[str, ...]
+    """The command, without its `-n`."""
+    env: dict[str, str]
+    """What is added to the environment."""
+
+    @property
+    def is_gforker(self) -> bool:
+        """Whether the engine has to mind the habits of that launcher."""
+        return mpich.is_gforker(self.words[0])
 
 
 def run(program: str, job: Job) -> Generator[Progress, None, None]:
@@ -45,8 +70,8 @@ def run(program: str, job: Job) -> Generator[Progress, None, None]:
     yield from with_restarts(job, lambda again: _attempt(program, again, launcher))
 
 
-def find_launcher(given: str | None) -> list[str]:
-    """The command that starts ranks, without its `-n`.
+def find_launcher(given: str | None) -> Launcher:
+    """The command that starts ranks: the one that is given, or the one of the MPI beside Python or on the path.
 
     Raises:
         JobError: there is none.
@@ -61,53 +86,52 @@ def find_launcher(given: str | None) -> list[str]:
         raise JobError(
             f"engine mpi finds no {words[0]!r}; install an MPI, pip install 'sparsefleet[mpich]', or name a --launcher"
         )
-    return [found, *words[1:], *_open_mpi_flags(found)]
+    if not (given or "").strip() and "HYDRA" in _version(found) and mpich.stays_here(os.environ):
+        return Launcher((mpich.beside(found) or found,), mpich.loopback(os.environ))
+    return Launcher((found, *words[1:], *_open_mpi_flags(found)), {})
 
 
-@cache
 def _open_mpi_flags(launcher: str) -> tuple[str, ...]:
     """Open MPI refuses more ranks than cores, and root, unless told otherwise."""
-    if not launcher.endswith(("mpirun", "mpiexec")):
-        return ()
-    said = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
-    if "Open MPI" not in said and "OpenRTE" not in said:
+    if "Open MPI" not in _version(launcher) and "OpenRTE" not in _version(launcher):
         return ()
     return ("--oversubscribe", *(("--allow-run-as-root",) if os.geteuid() == 0 else ()))
 
 
-def _attempt(program: str, job: Job, launcher: list[str]) -> Generator[Progress, None, None]:
+@cache
+def _version(launcher: str) -> str:
+    """What an mpirun or mpiexec says of itself; "" for other commands."""
+    if not launcher.endswith(("mpirun", "mpiexec")):
+        return ""
+    return subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+
+
+def _attempt(program: str, job: Job, launcher: Launcher) -> Generator[Progress, None, None]:
     """One launch of the ranks."""
     with temporary_folder("mpi") as folder, open(folder / "stderr", "w+b") as errors:
         path = folder / "job.json"
         path.write_text(json.dumps(job.to_dict()), encoding="utf-8")
-        module = ["-m", "mpi4py", "-m", "sparsefleet.workers.mpi_main"]
-        command = [
-            *launcher,
-            "-n",
-            str(job.workers),
-            sys.executable,
-            "-u",
-            *module,
-            program,
-            type(job).__name__,
-            str(path),
-        ]
+        rank = [sys.executable, "-u", "-m", "mpi4py", "-c", MAIN, program, type(job).__name__, str(path)]
+        env = {**os.environ, **launcher.env, "OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "off"}
         process = subprocess.Popen(
-            command,
+            [*launcher.words, "-n", str(job.workers), *rank],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "off"},
-            preexec_fn=_die_with_parent,
+            env=env | ({ENDS_WITH_LAUNCHER: "1"} if launcher.is_gforker else {}),
+            preexec_fn=_leave_no_cores if launcher.is_gforker else die_with_parent,
         )
         try:
             assert process.stdout is not None
             failed: Exception | None = None
+            done = False
             for line in process.stdout:
                 message = _parse(line)
                 if "progress" in message:
-                    yield Progress.model_validate(message["progress"])
+                    progress = Progress.model_validate(message["progress"])
+                    done |= progress.kind == "done"
+                    yield progress
                 elif "log" in message:
                     logs.pass_on(json.dumps(message["log"]))
                 elif "error" in message and failed is None:
@@ -117,6 +141,8 @@ def _attempt(program: str, job: Job, launcher: list[str]) -> Generator[Progress,
                 raise failed
             if code != 0:
                 raise GroupLost(f"MPI ended with code {code}{_tail(errors)}")
+            if not done:
+                raise GroupLost(f"MPI ended before the work was done{_tail(errors)}")
         finally:
             _end(process)
 
@@ -154,7 +180,12 @@ def _end(process: subprocess.Popen[str]) -> None:
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
-    """In the launcher, before it starts: be told when this process dies, so that no rank outlives it."""
+def die_with_parent() -> None:
+    """In a process that was just started: be told when its parent dies, so that no rank outlives the command."""
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _leave_no_cores() -> None:
+    die_with_parent()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -58,7 +58,7 @@ def test_a_flipped_bit_in_any_file_is_found(used: ArtifactStore) -> None:
 def test_a_missing_file_is_found(used: ArtifactStore) -> None:
     for path in files(used):
         name = str(path.relative_to(used.uri))
-        if "/tag." in name or name.startswith("seals/"):
+        if name.startswith(("seals/", "shortcuts/")):
             continue  # made again when needed: an interrupted writer may leave out the newest
         assert problems_without(path, used.uri), name
     oldest = Path(used.uri, "seals", used.resolve("photos@1").snapshot)

@@ -1,6 +1,7 @@
 """Random sequences of operations against a plain dictionary."""
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sparsefleet.storage.artifacts import ArtifactStore
 from sparsefleet.storage.errors import NotFound
+
+from .before import as_before, tag_text
 
 NAMES = st.sampled_from(["a", "a.v1", "A-b_c"])
 ALIASES = st.sampled_from(["best", "staging"])
@@ -71,6 +74,20 @@ class StoreMachine(RuleBasedStateMachine):
         if reopen:
             self.store = ArtifactStore(self.folder.name)
 
+    @rule(name=NAMES, number=st.integers(1, 4), other=NAMES)
+    def spoil_a_shortcut(self, name: str, number: int, other: str) -> None:
+        if number < len(self.versions.get(name, [])):
+            path = Path(self.folder.name, "shortcuts", name, str(number))
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_text(tag_text(self.store.resolve(other if other in self.versions else name).snapshot))
+            assert len(self.store.verify()) == 1
+            assert self.store.resolve(f"{name}@{number}").number == number
+            assert self.store.verify() == []
+
+    @rule()
+    def move_to_tags(self) -> None:
+        as_before(self.folder.name)
+
     @invariant()
     def the_store_holds_what_the_model_holds(self) -> None:
         assert self.store.names() == sorted(self.versions)
@@ -78,7 +95,7 @@ class StoreMachine(RuleBasedStateMachine):
             aliases = {**self.aliases.get(name, {}), "latest": len(values)}
             assert self.store.aliases(name) == aliases
             assert [version.number for version in self.store.history(name)] == list(range(len(values), 0, -1))
-            for ref, number in aliases.items():
+            for ref, number in [*aliases.items(), *((at, at) for at in range(1, len(values) + 1))]:
                 got: Any = self.store.load(f"{name}@{ref}")
                 assert (got.version.number, int(got.arrays["x"])) == (number, values[number - 1])
 

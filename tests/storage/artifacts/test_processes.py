@@ -81,4 +81,6 @@ def test_kill_9_leaves_a_store_that_is_whole_and_goes_on(tmp_path: Path) -> None
         newest = store.load("killed")
         assert newest.version.number >= published
         assert np.all(newest.arrays["W"] == newest.card["seed"])
-        assert [version.number for version in store.history("killed")] == list(range(newest.version.number, 0, -1))
+        history = store.history("killed")
+        assert [version.number for version in history] == list(range(newest.version.number, 0, -1))
+        assert [store.resolve(version.ref) for version in history] == history

@@ -30,6 +30,7 @@ def check(store: ArtifactStore, uri: str) -> None:
     assert len(branch_names(place, "")) == 2 * len(NAMES) + 2
     assert store.names() == sorted(NAMES)
     assert [run.run_id for run in store.runs()] == ["r-1"]
+    assert store.resolve("a@1").number == 1
     assert snapshots(place, ["artifact.ab", "artifact.gone"]) == {"artifact.ab": store.resolve("ab").snapshot}
 
 

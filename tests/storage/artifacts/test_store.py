@@ -16,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sparsefleet.storage.artifacts import ArtifactStore
 from sparsefleet.storage.artifacts import repository as repository_module
-from sparsefleet.storage.artifacts.names import version_tag
 from sparsefleet.storage.errors import BadData, NotFound, StorageError
 
 W = {"W": np.eye(2)}
@@ -224,18 +223,6 @@ def test_lineage_names_exact_versions(store: ArtifactStore) -> None:
     assert entries[3]["data"] == "/data/x"
     assert entries[3]["snapshot"] == store.resolve("a@1").snapshot
     assert store.rollback("c", 1).number == 2
-
-
-def test_a_missing_tag_is_found_on_the_branch_and_made_again(store: ArtifactStore) -> None:
-    for _ in range(3):
-        store.publish("a", arrays=W, card={})
-    wanted = store.resolve("a@2")
-    folder = Path(store.uri, "repository", "refs", f"tag.{version_tag('a', 2)}")
-    (folder / "ref.json").unlink()
-    folder.rmdir()
-    assert ArtifactStore(store.uri).resolve("a@2") == wanted
-    assert (folder / "ref.json").exists()
-    assert store.verify() == []
 
 
 def test_a_store_can_be_pickled_and_opened_again(full: ArtifactStore) -> None:
