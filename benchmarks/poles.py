@@ -45,7 +45,7 @@ from sparsefleet.workers.activations.taps import replacing
 from torch import Tensor
 
 ROWS, ATOMS, KLS, JUDGED = 120_000, 512, (0.1, 0.25, 0.5), 0.25
-PROMPT, PROMPTS, FIRST, CANDIDATES, HALVINGS, TEXTS = 8, 256, 2, 3, 16, 24
+PROMPT, PROMPTS, FIRST, CANDIDATES, HALVINGS, TEXTS = 8, 256, 2, 3, 12, 24
 Edit = Callable[[float], Change]
 """From c >= 0 to what is done to rows [n, D]."""
 
@@ -325,8 +325,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--k", type=int, default=8, help="active latents of a row")
-    parser.add_argument("--host-steps", type=int, default=1000, help="updates of the network")
-    parser.add_argument("--steps", type=int, default=1500, help="updates of an autoencoder")
+    parser.add_argument("--host-steps", type=int, default=500, help="updates of the network")
+    parser.add_argument("--steps", type=int, default=1000, help="updates of an autoencoder")
     parser.add_argument("--folder", type=Path, help="keeps the networks and the activations")
     options = parser.parse_args()
     torch.set_num_threads(1)

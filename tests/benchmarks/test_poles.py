@@ -29,13 +29,13 @@ def latents(poles, name: str, **settings):
 
 @pytest.mark.parametrize("unit", [1e-2, 1.0, 50.0])
 def test_matched_finds_where_a_square_crosses(poles, unit):
-    assert poles.matched(lambda c: 0.02 * c * c, 0.5, unit) == pytest.approx(5, rel=1e-5)
+    assert poles.matched(lambda c: 0.02 * c * c, 0.5, unit) == pytest.approx(5, rel=1e-4)
 
 
 def test_matched_passes_a_valley_and_takes_the_rise(poles):
     # A latent that is active without an edit: holding it at 0 already moves something.
-    assert poles.matched(lambda c: (c - 3) ** 2, 0.25, 1.0) == pytest.approx(3.5, rel=1e-5)
-    assert poles.matched(lambda c: (c - 3) ** 2, 100.0, 1.0) == pytest.approx(13, rel=1e-5)
+    assert poles.matched(lambda c: (c - 3) ** 2, 0.25, 1.0) == pytest.approx(3.5, rel=1e-4)
+    assert poles.matched(lambda c: (c - 3) ** 2, 100.0, 1.0) == pytest.approx(13, rel=1e-4)
 
 
 def test_matched_says_where_the_target_is_out_of_reach(poles):
