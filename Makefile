@@ -57,7 +57,8 @@ real-models:
 
 test: $(STAMP) browser tools real-models  ## all tests, 17 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 -m "not e2e and not chaos"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "e2e and not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-fast: $(STAMP)  ## tests that start no servers and no process groups
 	$(BIN)/python -m pytest -n 2 -m "not e2e and not chaos"

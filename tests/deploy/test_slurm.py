@@ -49,6 +49,7 @@ def test_mpi_as_an_array_learns_one_dictionary_a_task(slurm, rows, tmp_path):
     assert found.verify() == []
 
 
+@pytest.mark.alone
 def test_ray_lives_as_long_as_the_job(slurm, rows, tmp_path):
     log, store = tmp_path / "ray-%j.log", tmp_path / "store"
     words = learn(rows, store, "--workers", 2, "--threads", 1)
