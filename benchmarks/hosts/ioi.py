@@ -153,7 +153,7 @@ class Host:
         return Seen(torch.zeros(0), best, logits)
 
 
-def toy(seed: int, steps: int = 1000, names: int = 24) -> Host:
+def toy(seed: int, names: int, steps: int = 500) -> Host:
     """A Llama of three layers (D = 64, 4 heads) that learned `BOS N1 AND N2 WENT S GAVE TO` → indirect object."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
