@@ -92,7 +92,7 @@ class Trial:
     clean: Seen
     others: tuple[Prompts, ...]
     counterparts: tuple[Seen, ...]
-    prefixes: list[tuple[Tensor, Tensor, object]]
+    prefixes: list[tuple[Tensor, object]]
 
     @property
     def x(self) -> Tensor:
