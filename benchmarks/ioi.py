@@ -1,6 +1,7 @@
 """Is a dictionary that knows no attributes as good as one that was made from them? Three axes, on names in sentences.
 
-    python benchmarks/ioi.py [--seeds 0 1 2]           # a Llama of three layers that learns the task first
+    python benchmarks/ioi.py [--seeds 0 1 2]           # a Llama of three layers that learns the task first, 216 names
+    python benchmarks/ioi.py --model toy-24            # the same with 24 names
     python benchmarks/ioi.py --model smollm2           # SmolLM2-135M (`make inputs` brings it in)
 
 A network continues "A and B went, B gave to" with the indirect object A. At the last token, in the residual stream
@@ -8,18 +9,22 @@ after one layer, dictionaries are compared: vectors of every indirect object (IO
 `means` or `least squares`, of the `pairs` (IO, Pos) and (S, Pos) by least squares, and a TopK autoencoder learned from
 the same activations (Makelov, Lange & Nanda 2024).
 
-Approximation: sufficiency and necessity of reconstructions for the difference of the logits of IO and S; R².
+Approximation: sufficiency and necessity of reconstructions for the difference of the logits of IO and S; R². IO and S
+are never the same name, so that means are not the vectors u (IO) and w (S) of least squares: with V names, a mean of S
+is w_S - u_S / (V - 1), a mean of IO is u_IO - w_IO / (V - 1). When means are taken out, (u_S + w_IO) / (V - 1) is left
+behind, and u_S says S. `what means leave`: the necessity of least squares when that is left as well.
 Control: a prompt is edited to have another value of one attribute. `accuracy`: how often the network then says what it
 says with the activations of the prompt that has that value, all tokens of the vocabulary being allowed. `reached`: 1
 less the distance that is left of the logit difference's, Σ |edited - true| / Σ |unedited - true|. `weight`: share of
-the reconstruction that the edit takes out. The autoencoder's m latents are chosen knowing the activations to be
-reached, the supervised vectors are not.
+the reconstruction that the edit takes out. The autoencoder is edited in two ways. `guided`: the m active latents that
+tell the old value best (F1) go, the m that tell the new value best come at their usual level; this edit knows what the
+supervised ones know, the values. `greedy`: m latents are chosen knowing the very activations to be reached.
 Interpretability: latents whose activity is a value of an attribute (F1 of at least 0.8), and the sufficiency of these
 latents alone.
 
 An attribute counts at a site where the full exchange of activations changes what the network says in a fifth of the
 prompts. The sites of SmolLM2 are those where that share is largest for an attribute, by a scan of all layers with the
-first seed. The command fails where a relation does not hold for the mean and for two thirds of the seeds.
+first seed. The command fails where a required relation does not hold for the mean and for two thirds of the seeds.
 """
 
 from __future__ import annotations
@@ -33,10 +38,11 @@ from hosts.ioi import Host, Prompts, Seen, smollm2, toy
 from sparsefleet.models import Batch, Codes, Params, Probe, Schedule, make_model
 from sparsefleet.models.autoencoders import supervised
 from sparsefleet.models.autoencoders.autoencoder import Autoencoder
-from sparsefleet.models.autoencoders.supervised import Supervised
+from sparsefleet.models.autoencoders.supervised import Detectors, Supervised
 from torch import Tensor
 
 ATTRIBUTES = ("IO", "S", "Pos")
+NAMES = {"toy": 216, "toy-24": 24}
 MATTERS, SURE, ROWS = 0.2, 0.8, 256
 Found = dict[str, float]
 Pairing = Callable[[Prompts], Tensor]
@@ -55,7 +61,9 @@ class Size:
 
 
 SIZES = {
-    "toy": Size(8000, 1000, 256, 6, 3000, (1, 2, 4, 6)),
+    # The numbers of names, prompts and latents of Makelov, Lange & Nanda 2024.
+    "toy": Size(20_000, 1000, 512, 6, 3000, (1, 2, 4, 6)),
+    "toy-24": Size(8000, 1000, 256, 6, 3000, (1, 2, 4, 6)),
     "smollm2": Size(2000, 250, 512, 8, 2000, (1, 2, 4, 8)),
 }
 
@@ -84,7 +92,7 @@ class Trial:
     clean: Seen
     others: tuple[Prompts, ...]
     counterparts: tuple[Seen, ...]
-    prefixes: list[tuple[Tensor, Tensor, object]]
+    prefixes: list[tuple[Tensor, object]]
 
     @property
     def x(self) -> Tensor:
@@ -122,13 +130,25 @@ def approximation(trial: Trial, mean: Tensor, rebuilt: Tensor, name: str) -> Fou
     x, at_mean = trial.x, trial.difference(mean.expand_as(trial.x))
     clean = trial.clean.difference(trial.prompts)
     return {
+        "logit difference": float(clean.mean()),
+        "logit difference, mean activation": float(at_mean.mean()),
         f"R2, {name}": explained(x, rebuilt),
         f"sufficiency, {name}": supervised.sufficiency(clean, at_mean, trial.difference(rebuilt)),
         f"necessity, {name}": supervised.necessity(clean, at_mean, trial.difference(x - rebuilt + mean)),
     }
 
 
-def control(trial: Trial, made: dict[str, tuple[Supervised, Pairing]], latents: Latents, size: Size) -> Found:
+def what_means_leave(trial: Trial, mean: Tensor, vectors: Supervised) -> Found:
+    values, (u, w, _) = trial.prompts.values, vectors.vectors
+    left = (u[values[:, 1]] + w[values[:, 0]]) / (len(u) - 1)
+    removed = trial.difference((trial.x - vectors.reconstruct(trial.prompts.attributes) + left + mean).float())
+    at_mean, clean = trial.difference(mean.expand_as(trial.x)), trial.clean.difference(trial.prompts)
+    return {"necessity, least squares and what means leave": supervised.necessity(clean, at_mean, removed)}
+
+
+def control(
+    trial: Trial, made: dict[str, tuple[Supervised, Pairing]], latents: Latents, known: list[Detectors], size: Size
+) -> Found:
     found: Found = {}
     before = trial.clean.difference(trial.prompts)
     codes, dictionary = latents.encode(trial.x), latents.model.dictionary(latents.params)
@@ -149,11 +169,16 @@ def control(trial: Trial, made: dict[str, tuple[Supervised, Pairing]], latents: 
             old, new = values_of(trial.prompts), values_of(counterpart)
             state(name, vectors.edit(trial.x, old, new))
             found[f"{attribute} weight, {name}"] = float(vectors.removed_weight(old, new).mean())
-        edits = supervised.exchange(codes, latents.encode(target), dictionary, target - trial.x, max(size.exchanges))
-        for m in size.exchanges:
-            state(f"topk m={m}", trial.x + edits.moved[m])
-            weight = supervised.removed_weight(codes, dictionary, edits.latents[:m])
-            found[f"{attribute} weight, topk m={m}"] = float(weight.mean())
+        most, values = max(size.exchanges), (p.attributes[:, a] for p in (trial.prompts, counterpart))
+        edits = {
+            "greedy": supervised.exchange(codes, latents.encode(target), dictionary, target - trial.x, most),
+            "guided": supervised.guided_exchange(codes, dictionary, known[a], *values, most),
+        }
+        for name, edit in edits.items():
+            for m in size.exchanges:
+                state(f"{name} m={m}", trial.x + edit.moved[m])
+                weight = supervised.removed_weight(codes, dictionary, edit.latents[:m])
+                found[f"{attribute} weight, {name} m={m}"] = float(weight.mean())
     return found
 
 
@@ -230,52 +255,57 @@ def at_site(trial: Trial, size: Size, learn: Prompts, x: Tensor, seed: int) -> F
     for name, (vectors, values_of) in made.items():
         found |= approximation(trial, mean, vectors.reconstruct(values_of(trial.prompts)).float(), name)
     found |= approximation(trial, mean, latents.rebuild(trial.x), "topk")
-    return found | control(trial, made, latents, size) | interpretability(trial, mean, latents, sizes)
+    found |= what_means_leave(trial, mean, made["least squares"][0])
+    taught = latents.encode(x)
+    known = [supervised.detectors(taught, learn.values[:, a], sizes[a], size.atoms) for a in range(3)]
+    return found | control(trial, made, latents, known, size) | interpretability(trial, mean, latents, sizes)
 
 
-def relations(found: Found, exchanges: tuple[int, ...], *, toy: bool) -> dict[str, bool]:
-    """What must hold."""
-    held: dict[str, bool] = {}
+def relations(found: Found, exchanges: tuple[int, ...], *, toy: bool) -> dict[str, tuple[bool, bool]]:
+    """What was expected: whether it holds, and whether it is required."""
+    held: dict[str, tuple[bool, bool]] = {}
     for a in ATTRIBUTES:
         if found[f"{a} changed by the full exchange"] < MATTERS:
             continue
-        ours = [found[f"{a} accuracy, topk m={m}"] for m in exchanges]
         skyline = found[f"{a} accuracy, means"]
-        held[f"{a}: supervised edits above topk's, m <= 2"] = all(
-            v < skyline for m, v in zip(exchanges, ours) if m <= 2
-        )
-        held[f"{a}: topk's edits no worse with more exchanges"] = ours == sorted(ours)
+        guided, greedy = ([found[f"{a} accuracy, {name} m={m}"] for m in exchanges] for name in ("guided", "greedy"))
+        few = sum(m <= 2 for m in exchanges)
+        held[f"{a}: supervised edits above guided ones, m <= 2"] = max(guided[:few]) < skyline, True
+        held[f"{a}: supervised edits above guided ones, every m"] = max(guided) < skyline, False
+        # Greedy edits know more than the values: it is for the name to be said that they were expected below.
+        held[f"{a}: supervised edits above greedy ones, m <= 2"] = max(greedy[:few]) < skyline, a == "IO"
+        held[f"{a}: greedy edits no worse with more exchanges"] = greedy == sorted(greedy), a == "IO"
     if toy:
-        held["the network does the task (0.99)"] = found["accuracy"] >= 0.99
+        held["the network does the task (0.99)"] = found["accuracy"] >= 0.99, True
         for name in ("sufficiency", "necessity"):
-            held[f"{name} of means within 0.9 to 1.15"] = 0.9 <= found[f"{name}, means"] <= 1.15
-        held["supervised edits of IO right (0.98)"] = found["IO accuracy, means"] >= 0.98
-        held["ten latents of IO"] = found["IO latents"] >= 10
-        held["no latent of Pos"] = found["Pos latents"] == 0
+            held[f"{name} of means within 0.9 to 1.15"] = 0.9 <= found[f"{name}, means"] <= 1.15, True
+        held["supervised edits of IO right (0.98)"] = found["IO accuracy, means"] >= 0.98, True
+        held["ten latents of IO"] = found["IO latents"] >= 10, True
+        held["no latent of Pos"] = found["Pos latents"] == 0, True
     return held
 
 
 REFERENCE = {
     "sufficiency, means": 1.04, "necessity, means": 1.04, "R2, means": 0.97, "sufficiency, least squares": 1.0,
     "necessity, least squares": 0.95, "sufficiency, topk": 1.04, "necessity, topk": 1.09, "IO accuracy, means": 1.0,
-    "IO accuracy, no edit": 0.0, "IO accuracy, topk m=1": 0.0, "IO accuracy, topk m=2": 0.01,
-    "IO accuracy, topk m=4": 0.65, "IO accuracy, topk m=6": 0.99, "IO latents": 72, "latents that fire": 113,
+    "IO accuracy, no edit": 0.0, "IO accuracy, greedy m=1": 0.0, "IO accuracy, greedy m=2": 0.01,
+    "IO accuracy, greedy m=4": 0.65, "IO accuracy, greedy m=6": 0.99, "IO latents": 72, "latents that fire": 113,
     "Pos latents": 0,
 }  # fmt: skip
-"""Of a prototype of the same size on the same task, one seed."""
+"""Of a prototype with 24 names, 256 latents and one seed."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("toy", "smollm2"), default="toy")
+    parser.add_argument("--model", choices=tuple(SIZES), default="toy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--layers", type=int, nargs="+", help="of the sites; default: 1, of smollm2 found by a scan")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    is_toy, size = options.model == "toy", SIZES[options.model]
+    is_toy, size = options.model != "smollm2", SIZES[options.model]
     real = None if is_toy else smollm2()
     sites = options.layers or ([1] if real is None else scan(real, size, options.seeds[0]))
-    runs = [measured(real or toy(seed), size, seed, sites) for seed in options.seeds]
+    runs = [measured(real or toy(seed, NAMES[options.model]), size, seed, sites) for seed in options.seeds]
     failed: list[str] = []
     for site, found in zip(sites, zip(*runs, strict=True), strict=True):
         print(f"\nafter layer {site}")
@@ -285,7 +315,7 @@ def main() -> None:
 
 
 def report(runs: list[Found], size: Size, *, toy: bool) -> list[str]:
-    """Prints the numbers of all seeds at one site; returns the relations that do not hold."""
+    """Prints the numbers of all seeds at one site; returns the required relations that do not hold."""
     means = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
     print("| | reference | ours | least to most |\n| --- | --- | --- | --- |")
     for name, mean in means.items():
@@ -294,11 +324,12 @@ def report(runs: list[Found], size: Size, *, toy: bool) -> list[str]:
         print(f"| {name} | {expected} | {mean:.3f} | {min(values):.3f} to {max(values):.3f} |")
     each = [relations(run, size.exchanges, toy=toy) for run in runs]
     failed: list[str] = []
-    for name, holds in relations(means, size.exchanges, toy=toy).items():
-        count = sum(held.get(name, False) for held in each)
+    for name, (holds, required) in relations(means, size.exchanges, toy=toy).items():
+        count = sum(held.get(name, (False, required))[0] for held in each)
         fine = holds and 3 * count >= 2 * len(runs)
-        print(f"{name}: {'holds' if fine else 'FAILS'} ({count} of {len(runs)} seeds)", flush=True)
-        failed += [] if fine else [name]
+        verdict = "holds" if fine else "FAILS" if required else "does not hold (not required)"
+        print(f"{name}: {verdict} ({count} of {len(runs)} seeds)", flush=True)
+        failed += [name] if required and not fine else []
     return failed
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sparsefleet.workers.activations import hosts
 from sparsefleet.workers.activations.sites import find_sites
-from sparsefleet.workers.activations.taps import Tap, record, replacing
+from sparsefleet.workers.activations.taps import Tap, record
 from torch import Tensor, nn
 
 FIRST, SECOND, AGAIN, OBJECT, PLACE = -1, -2, -3, -4, -5
@@ -127,33 +126,37 @@ class Host:
         return Seen(rows, best, logits)
 
     @torch.no_grad()
-    def prefixes(self, prompts: Prompts) -> list[tuple[Tensor, Tensor, Any]]:
-        """Of every batch which prompts, their last tokens, and the keys and values of all tokens before: what changes
-        at the last token changes nothing there."""
-        made: list[tuple[Tensor, Tensor, Any]] = []
+    def prefixes(self, prompts: Prompts) -> list[tuple[Tensor, Any]]:
+        """Of every batch which prompts, and the keys and values of all tokens but the last: what changes at the last
+        token changes nothing there."""
+        made: list[tuple[Tensor, Any]] = []
         for at, ids in self.batches(prompts):
             past = self.network(input_ids=ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
-            made.append((at, ids[:, -1:], past))
+            made.append((at, past))
         return made
 
     @torch.no_grad()
-    def edited(self, prefixes: list[tuple[Tensor, Tensor, Any]], site: int, rows: Tensor | None) -> Seen:
-        """The network with `rows` [n, D] in the place of the last token's activations at a site (None: unchanged)."""
-        n = sum(len(at) for at, _, _ in prefixes)
+    def edited(self, prefixes: list[tuple[Tensor, Any]], site: int, rows: Tensor) -> Seen:
+        """The network with `rows` [n, D] in the place of the last token's activations at a site: only the layers after
+        it are worked, with rows for embeddings, which a Llama hands to its first layer as they are."""
+        n = sum(len(at) for at, _ in prefixes)
         best, logits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, len(self.names))
-        for at, last, past in prefixes:
-            change = nullcontext()
-            if rows is not None:
+        inner = self.network.model
+        layers = inner.layers
+        inner.layers = layers[site + 1 :]
+        try:
+            for at, past in prefixes:
                 given = rows[at][:, None].float()
-                change = replacing(self.network, self.sites[site], lambda x, given=given: given.expand_as(x))
-            with change:
-                found = self.network(input_ids=last, past_key_values=past, use_cache=True, logits_to_keep=1).logits
-            past.crop(-1)
-            best[at], logits[at] = found[:, -1].argmax(1), found[:, -1][:, self.names]
+                found = self.network(inputs_embeds=given, past_key_values=past, use_cache=True, logits_to_keep=1).logits
+                for layer in past.layers[site + 1 :]:
+                    layer.crop(-1)
+                best[at], logits[at] = found[:, -1].argmax(1), found[:, -1][:, self.names]
+        finally:
+            inner.layers = layers
         return Seen(torch.zeros(0), best, logits)
 
 
-def toy(seed: int, steps: int = 1000, names: int = 24) -> Host:
+def toy(seed: int, names: int, steps: int = 500) -> Host:
     """A Llama of three layers (D = 64, 4 heads) that learned `BOS N1 AND N2 WENT S GAVE TO` → indirect object."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -4,7 +4,8 @@ A prompt has attributes (who is given something, who gives, who is named first);
 supervised dictionary has a vector for every value of every attribute, and reconstructs an activation as the bias plus
 one vector of each attribute (Makelov, Lange & Nanda 2024, "Towards principled evaluations of sparse autoencoders for
 interpretability and control", sections 3 and 4). It is the skyline for a dictionary that knows no attributes, in
-approximation (`sufficiency`, `necessity`), control (`exchange`, `removed_weight`) and interpretability (`f1_scores`).
+approximation (`sufficiency`, `necessity`), control (`exchange`, `guided_exchange`, `removed_weight`) and
+interpretability (`f1_scores`).
 
 Shapes: n rows, D dimensions, A attributes, V values of one of them, H latents, m exchanges. Results are float64.
 """
@@ -158,6 +159,78 @@ def exchange(clean: Codes, other: Codes, dictionary: Tensor, shift: Tensor, most
     return Exchanges(torch.stack(taken) if taken else rows.new_zeros(0, len(rows)), torch.stack(moved))
 
 
+@dataclass(frozen=True, slots=True)
+class Detectors:
+    """What each latent tells of the values of one attribute, by rows that are not those to be edited."""
+
+    scores: Tensor
+    """[V, H] its F1 as a detector of each value."""
+    levels: Tensor
+    """[V, H] its mean where it is active and the attribute has the value; 0 where that never happened."""
+
+
+def detectors(codes: Codes, values: Tensor, size: int, atoms: int) -> Detectors:
+    """Scores and levels of all latents.
+
+    Args:
+        codes: z of n rows.
+        values: [n] int64 of the attribute.
+        size: V.
+        atoms: H.
+
+    Raises:
+        ModelError: codes and values of different numbers of rows.
+    """
+    z = codes.dense(atoms).double()
+    active = z > 0
+    hits, _, _ = _counts(active, values, size)
+    total = _one_hot(values, size).T @ (z * active)
+    return Detectors(f1_scores(active, values, size), total / hits.clamp(min=1))
+
+
+def guided_exchange(
+    codes: Codes, dictionary: Tensor, known: Detectors, old: Tensor, new: Tensor, most: int
+) -> Exchanges:
+    """Takes out the m active latents of a row that tell its old value best, and puts in the m latents that tell the new
+    value best, at their usual level there: an edit that knows the attribute, not the activation to be reached.
+
+    Latents are ranked by F1, those of 0 are left alone. A latent that is both taken out and put in has the new level
+    in the end. `Exchanges.latents` are those taken out.
+
+    Args:
+        codes: z of the rows; active where above 0.
+        dictionary: [D, H] atoms as columns.
+        known: of the attribute that is edited.
+        old: [n] int64 its values.
+        new: [n] int64 those it is to have.
+        most: m.
+
+    Raises:
+        ModelError: codes and values of different numbers of rows, or m below 0.
+    """
+    if not len(codes.values) == len(old) == len(new):
+        raise ModelError(f"codes of {len(codes.values)} rows for {len(old)} old and {len(new)} new values")
+    if most < 0:
+        raise ModelError(f"most={most} exchanges: choose 0 or more")
+    atoms, before = dictionary.double().T.contiguous(), codes.dense(dictionary.shape[1]).double()
+    indices = codes.indices.clamp(min=0).long()
+    # Entries that are not active get no score, so that they are never taken out.
+    score = known.scores[old[:, None], indices] * ((codes.values > 0) & (codes.indices >= 0))
+    out_score, out_at = score.sort(dim=1, descending=True, stable=True)
+    out = torch.where(out_score > 0, indices.gather(1, out_at), -1)[:, :most]
+    in_score, inside = (part[:, :most] for part in known.scores.sort(dim=1, descending=True, stable=True))
+    moved = [torch.zeros(len(old), len(dictionary), dtype=torch.float64, device=dictionary.device)]
+    for m in range(1, most + 1):
+        gone, come, told = out[:, :m], inside[new, :m], in_score[new, :m] > 0
+        after = before * (1 - _marked(before, gone.clamp(min=0), gone >= 0))
+        # A latent that tells nothing keeps what it has.
+        levels = torch.where(told, known.levels[new[:, None], come], after.gather(1, come))
+        moved.append((after.scatter(1, come, levels) - before) @ atoms)
+    taken = out.new_full((most, len(old)), -1)
+    taken[: out.shape[1]] = out.T
+    return Exchanges(taken, torch.stack(moved))
+
+
 def latent_weights(codes: Codes, dictionary: Tensor) -> Tensor:
     """[n, k] share of each entry of the codes in what they reconstruct, z_j <d_j, r> / |r|² with r = Σ_j z_j d_j; they
     sum to 1 (to 0 where r is 0).
@@ -235,6 +308,11 @@ def _counts(active: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor, 
     on = active.double()
     kind = _one_hot(values, size)
     return kind.T @ on, on.sum(0), kind.sum(0)
+
+
+def _marked(like: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
+    """Zeros as `like` [n, H], with 1 at those of the indices [n, m] that are `chosen` [n, m]."""
+    return torch.zeros_like(like).scatter_reduce_(1, indices, chosen.to(like.dtype), "amax")
 
 
 def _one_hot(values: Tensor, size: int) -> Tensor:

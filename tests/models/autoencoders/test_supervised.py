@@ -8,8 +8,10 @@ import torch
 from sparsefleet.models import Codes, ModelError
 from sparsefleet.models.autoencoders.supervised import (
     coupled,
+    detectors,
     exchange,
     f1_scores,
+    guided_exchange,
     latent_weights,
     least_squares_codes,
     mean_codes,
@@ -110,6 +112,61 @@ def test_exchanges_are_those_of_trying_every_latent():
                 assert int(found.latents[m, n]) == -1
 
 
+def test_detectors_are_counted(made):
+    _, values = made
+    z = codes(3)
+    z.indices[2, 1], z.values[2, 1], z.values[5, 0] = -1, 0, 0
+    dense = z.dense(ATOMS)
+    for a, size in enumerate(SIZES):
+        found = detectors(z, values[:, a], size, ATOMS)
+        torch.testing.assert_close(found.scores, f1_scores(dense > 0, values[:, a], size))
+        for v in range(size):
+            for j in range(ATOMS):
+                on = [float(dense[n, j]) for n in range(ROWS) if int(values[n, a]) == v and dense[n, j] > 0]
+                assert float(found.levels[v, j]) == pytest.approx(sum(on) / len(on) if on else 0.0)
+
+
+@pytest.mark.parametrize("size", [5, 2])
+def test_guided_exchanges_are_those_of_a_loop(size):
+    g = torch.Generator().manual_seed(size)
+    atoms = torch.randn(DIM, ATOMS, generator=g, dtype=torch.float64)
+    taught = torch.randint(0, size, (ROWS,), generator=g)
+    known = detectors(codes(1), taught, size, ATOMS)
+    # Latents that tell nothing, so that fewer than m are exchanged.
+    known.scores[:, 3:9:2] = 0
+    known.scores[1, 2:] = 0
+    old = torch.randint(0, size, (ROWS,), generator=g)
+    new = (old + torch.randint(1, size, (ROWS,), generator=g)) % size
+    z = codes(0)
+    z.indices[1, 2], z.values[1, 2], z.values[4, 0] = -1, 0, 0
+    found = guided_exchange(z, atoms, known, old, new, 4)
+    assert found.moved.shape == (5, ROWS, DIM) and found.latents.shape == (4, ROWS)
+    both = 0
+    for n in range(ROWS):
+        row, was, now = z.dense(ATOMS)[n], known.scores[old[n]], known.scores[new[n]]
+        out = sorted((j for j in range(ATOMS) if row[j] > 0 and was[j] > 0), key=lambda j, was=was: -float(was[j]))
+        come = sorted((j for j in range(ATOMS) if now[j] > 0), key=lambda j, now=now: -float(now[j]))
+        both += len(set(out) & set(come[:4]))
+        for m in range(5):
+            after = row.clone()
+            after[out[:m]] = 0
+            for j in come[:m]:
+                after[j] = known.levels[new[n], j]
+            torch.testing.assert_close(found.moved[m, n], atoms @ (after - row))
+        assert found.latents[:, n].tolist() == (out + [-1] * 4)[:4]
+    assert both, "no latent was both taken out and put in"
+
+
+def test_an_edit_that_knows_the_value_is_exact_where_latents_are_values():
+    """One latent for each value, always at the same level: exchanging one is the whole edit."""
+    atoms = torch.eye(DIM, dtype=torch.float64)[:, :5] * 2
+    values = torch.arange(ROWS) % 5
+    z = Codes(values.int()[:, None], torch.full((ROWS, 1), 3.0))
+    found = guided_exchange(z, atoms, detectors(z, values, 5, 5), values, (values + 1) % 5, 2)
+    torch.testing.assert_close(found.moved[1], 3 * (atoms.T[(values + 1) % 5] - atoms.T[values]))
+    torch.testing.assert_close(found.moved[2], found.moved[1])
+
+
 def test_weights_are_shares_of_the_reconstruction():
     z = codes(0)
     z.values[0], z.indices[1, 2], z.values[1, 2] = 0, -1, 0
@@ -192,3 +249,10 @@ def test_what_does_not_fit_is_refused(made):
         exchange(codes(0), codes(1), torch.zeros(DIM, ATOMS), x, -1)
     with pytest.raises(ModelError, match="90 and 90 rows for 89 shifts"):
         exchange(codes(0), codes(1), torch.zeros(DIM, ATOMS), x[1:], 1)
+    with pytest.raises(ModelError, match="do not belong to 89 values"):
+        detectors(codes(0), values[1:, 0], 4, ATOMS)
+    known, old = detectors(codes(0), values[:, 0], 4, ATOMS), values[:, 0]
+    with pytest.raises(ModelError, match="90 rows for 90 old and 89 new"):
+        guided_exchange(codes(0), torch.zeros(DIM, ATOMS), known, old, old[1:], 1)
+    with pytest.raises(ModelError, match="most=-1"):
+        guided_exchange(codes(0), torch.zeros(DIM, ATOMS), known, old, old, -1)
