@@ -3,20 +3,24 @@
     python benchmarks/recsae.py [--data synthetic movielens] [--seeds 0 1 2]
 
 A SASRec learns to predict each user's next item (benchmarks/hosts), the last one is left out. Its representations of
-the first 80 % of the users, after every item, become a data set, from which `topk` is learned. Concepts of latents are
-found in these users' last representations, and put to the test in the other users':
+the first 80 % of the users, after every item, become a data set, from which `topk` is learned. A case is a user's last
+representation, or every one on MovieLens, where 189 users would be few to judge by. Concepts of latents are found in
+cases of the first users, and put to the test in those of the others:
 
-- fidelity: NDCG@10 of the item that was left out, with the representation and with its reconstruction;
+- fidelity: NDCG@10 of the next item, with the representation and with its reconstruction;
 - confidence: precision of the concept as a predictor of activity, over all cases, and as if active and inactive ones
   were equally many, as in the paper's samples. Stated is the share of units with at least 0.8, of those active in five
   cases or more, as many as the paper samples. The peer are the coordinates of the representation, with both signs,
   active as often as the latents;
 - the mean change of a concept's share among ten recommendations when its latent is removed, made twice as strong, or
-  when the strongest other latent is removed instead (latents with a precision of at least 0.8).
+  when the strongest other latent is removed instead: of latents with a precision of at least 0.8; on MovieLens, where
+  these are few, of the 20 that are most precise in the first users' cases.
 
-The synthetic catalogue has 480 items of 12 genres; MovieLens-100K comes with the package recbole (`make inputs`). The
-pipeline is that of Wang et al. 2024, with tags and counting in the place of a language model. The command fails where a
-relation does not hold on the synthetic catalogue.
+The synthetic catalogue has 480 items of 12 genres; MovieLens-100K comes with the package recbole (`make inputs`); its
+tags are genres, times of release and pairs of these. The pipeline is that of Wang et al. 2024, with tags and counting
+in the place of a language model. The command fails where a relation does not hold on the synthetic catalogue, and where
+on MovieLens reconstructions keep less than 0.97 of NDCG with most latents, or a latent's removal or doubling does not
+move its concept as it should.
 """
 
 from __future__ import annotations
@@ -43,9 +47,17 @@ from sparsefleet.workers.job import EncodeJob
 from sparsefleet.workers.start import Dictionary, load_dictionary
 from torch import Tensor
 
-SHOWN, SURE, CASES, BEST = 10, 0.8, 5, 20
-SIZES = {"synthetic": ((1, 2), (2, 4), (8, 8)), "movielens": ((8, 8), (16, 8), (32, 32))}
-"""(latents in multiples of D, entries of a code); of MovieLens the last two are those of the paper and of its code."""
+SHOWN, SURE, CASES, BEST, RARE = 10, 0.8, 5, 20, 1e-3
+SIZES = {"synthetic": ((1, 2), (2, 4), (8, 8)), "movielens": ((8, 8), (16, 32))}
+"""(latents in multiples of D, entries of a code)."""
+STRONGEST = {"synthetic": 20, "movielens": 200}
+"""Cases that a concept is found in. Places of one user that follow each other are nearly the same: of MovieLens, where
+every place is a case, twenty would be of a few users."""
+HARDER = (
+    "precision of latents above neurons' by 0.05",
+    "removing a latent takes 0.15 of its concept's share",
+)
+"""Relations that are not asked for on MovieLens: a film has several tags, and each has its share in most lists."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def study(name: str, seed: int) -> Study:
     if name == "synthetic":
         catalogue, settings = synthetic(seed), {"dim": 48, "steps": 600, "rate": 5e-3, "history": 20, "dropout": 0.1}
     else:
-        catalogue, settings = movielens(), {"dim": 64, "steps": 1500, "rate": 2e-3, "history": 50, "dropout": 0.2}
+        catalogue, settings = movielens(), {"dim": 64, "steps": 500, "rate": 2e-3, "history": 50, "dropout": 0.2}
     order = torch.randperm(len(catalogue.sequences), generator=torch.Generator().manual_seed(seed)).tolist()
     sequences = [catalogue.sequences[u] for u in order]
     known = [s[:-1] for s in sequences]
@@ -131,7 +143,7 @@ def part(codes: Codes, rows: slice) -> Codes:
     return Codes(codes.indices[rows], codes.values[rows])
 
 
-def measured(found: Study, multiple: int, k: int, seed: int, folder: Path) -> dict[str, float]:
+def measured(found: Study, name: str, multiple: int, k: int, seed: int, folder: Path) -> dict[str, float]:
     """All numbers of one size of the dictionary."""
     dim, cases = found.h.shape[1], torch.arange(len(found.h))
     atoms, learn_on, judge_on = multiple * dim, slice(found.learners), slice(found.learners, None)
@@ -152,17 +164,18 @@ def measured(found: Study, multiple: int, k: int, seed: int, folder: Path) -> di
 
     def judged(of: Codes, units: int) -> tuple[float, float, Concepts, Tensor, Tensor]:
         """Shares of the units with a precision of 0.8, their concepts, and which are precise, and surest before."""
-        concepts = find_concepts(part(of, learn_on), shares[learn_on], units)
+        concepts = find_concepts(part(of, learn_on), shares[learn_on], units, cases=STRONGEST[name])
         before = confidence(part(of, learn_on), shares[learn_on], concepts)
         after = confidence(part(of, judge_on), shares[judge_on], concepts)
         often, precise = after.fired >= CASES, after.precision >= SURE
         balanced = (after.balanced_precision >= SURE)[often].double().mean()
-        sure = before.f1.masked_fill(before.fired < CASES, 0).topk(BEST).indices
+        rare = before.fired < max(CASES, RARE * found.learners)
+        sure = before.precision.masked_fill(rare, 0).topk(BEST).indices
         return float(precise[often].double().mean()), float(balanced), concepts, precise & often, sure
 
     share, balanced, concepts, precise, sure = judged(codes, atoms)
     peer, peer_balanced, *_ = judged(neurons(found.h, found.learners, k / atoms), 2 * dim)
-    chosen = precise if found.catalogue.repeats else torch.zeros_like(precise).index_fill(0, sure, value=True)
+    chosen = precise if name == "synthetic" else torch.zeros_like(precise).index_fill(0, sure, value=True)
     concepts = replace(concepts, tag=concepts.tag.where(chosen, -1))
 
     def change(factor: float, of: Literal["own", "other"] = "own") -> float:
@@ -197,12 +210,13 @@ def failures(name: str, multiple: int, row: dict[str, float]) -> list[str]:
     relations = {
         "precision of latents above neurons' by 0.05": row["P>=.8"] >= row["P>=.8 neurons"] + 0.05,
         "removing a latent takes 0.15 of its concept's share": row["removed"] <= -0.15,
+        "removing a latent takes of its concept's share": row["removed"] < 0,
         "and more than removing another one": row["removed"] < row["control"],
         "doubling it adds to the share": row["doubled"] > 0,
     }
     if multiple == SIZES[name][-1][0]:
         relations["NDCG with reconstructions is 0.97 of its own"] = row["NDCG rebuilt"] >= 0.97 * row["NDCG h"]
-    return [f"{name}, {multiple} D: {what}" for what, holds in relations.items() if not holds]
+    return [what for what, holds in relations.items() if not holds]
 
 
 def main() -> None:
@@ -218,7 +232,9 @@ def main() -> None:
             found = study(name, seed)
             with tempfile.TemporaryDirectory() as folder:
                 for size in SIZES[name]:
-                    rows.setdefault(size, []).append(measured(found, *size, seed, Path(folder)))
+                    one = measured(found, name, *size, seed, Path(folder))
+                    rows.setdefault(size, []).append(one)
+                    print(f"{name}, seed {seed}, {size}: {', '.join(f'{v:.3f}' for v in one.values())}", flush=True)
         dim = found.h.shape[1]
         print(f"\n{name}, D={dim}, {found.catalogue.items} items, means of seeds {options.seeds}")
         print("| H, k | " + " | ".join(rows[SIZES[name][0]][0]) + " |")
@@ -228,9 +244,9 @@ def main() -> None:
             print(f"| {multiple * dim}, {k} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |", flush=True)
             wrong = failures(name, multiple, row)
             print("".join(f"  does not hold: {w}\n" for w in wrong), end="", flush=True)
-            missed += wrong if name == "synthetic" else []
+            missed += [w for w in wrong if name == "synthetic" or w not in HARDER]
     if missed:
-        raise SystemExit(f"{len(missed)} relations do not hold on the synthetic catalogue")
+        raise SystemExit(f"{len(missed)} relations do not hold: {', '.join(missed)}")
 
 
 if __name__ == "__main__":
