@@ -3,28 +3,33 @@
     python benchmarks/recsae.py [--data synthetic movielens] [--seeds 0 1 2]
 
 A SASRec learns to predict each user's next item (benchmarks/hosts), the last one is left out. Its representations of
-the first 80 % of the users, after every item, become a data set, from which `topk` is learned. Concepts of latents are
-found in these users' last representations, and put to the test in the other users':
+the first 80 % of the users, after every item, become a data set, from which `topk` is learned. A case is a user's last
+representation, or every one on MovieLens, where 189 users would be few to judge by. Concepts of latents are found in
+cases of the first users, and put to the test in those of the others:
 
-- fidelity: NDCG@10 of the item that was left out, with the representation and with its reconstruction;
+- fidelity: NDCG@10 of the next item, with the representation and with its reconstruction;
 - confidence: precision of the concept as a predictor of activity, over all cases, and as if active and inactive ones
   were equally many, as in the paper's samples. Stated is the share of units with at least 0.8, of those active in five
   cases or more, as many as the paper samples. The peer are the coordinates of the representation, with both signs,
   active as often as the latents;
 - the mean change of a concept's share among ten recommendations when its latent is removed, made twice as strong, or
-  when the strongest other latent is removed instead (latents with a precision of at least 0.8).
+  when the strongest other latent is removed instead: of latents with a precision of at least 0.8; on MovieLens, where
+  these are few, of the 20 that are most precise in the first users' cases.
 
-The synthetic catalogue has 480 items of 12 genres; MovieLens-100K comes with the package recbole (`make inputs`). The
-pipeline is that of Wang et al. 2024, with tags and counting in the place of a language model. The command fails where a
-relation does not hold on the synthetic catalogue.
+The synthetic catalogue has 480 items of 12 genres; MovieLens-100K comes with the package recbole (`make inputs`); its
+tags are genres, times of release and pairs of these. The pipeline is that of Wang et al. 2024, with tags and counting
+in the place of a language model. The command fails where a relation does not hold on the synthetic catalogue, and where
+on MovieLens reconstructions keep less than 0.97 of NDCG with most latents, or a latent's removal or doubling does not
+move its concept as it should.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +37,7 @@ from hosts.catalogues import Catalogue, movielens, synthetic
 from hosts.sasrec import SASRec, representations, train
 from sparsefleet.models import Batch
 from sparsefleet.models.autoencoders.autoencoder import Autoencoder
-from sparsefleet.models.autoencoders.concepts import confidence, effects, find_concepts, ranking, tag_shares
+from sparsefleet.models.autoencoders.concepts import Concepts, confidence, effects, find_concepts, ranking, tag_shares
 from sparsefleet.models.base import Codes
 from sparsefleet.pipelines.learning import learn
 from sparsefleet.storage.ingest import ingest
@@ -42,34 +47,45 @@ from sparsefleet.workers.job import EncodeJob
 from sparsefleet.workers.start import Dictionary, load_dictionary
 from torch import Tensor
 
-SHOWN, SURE, CASES = 10, 0.8, 5
-SIZES = ((1, 2), (2, 4), (8, 8))
+SHOWN, SURE, CASES, BEST, RARE = 10, 0.8, 5, 20, 1e-3
+SIZES = {"synthetic": ((1, 2), (2, 4), (8, 8)), "movielens": ((8, 8), (16, 32))}
 """(latents in multiples of D, entries of a code)."""
+STRONGEST = {"synthetic": 20, "movielens": 200}
+"""Cases that a concept is found in. Places of one user that follow each other are nearly the same: of MovieLens, where
+every place is a case, twenty would be of a few users."""
+HARDER = (
+    "precision of latents above neurons' by 0.05",
+    "removing a latent takes 0.15 of its concept's share",
+)
+"""Relations that are not asked for on MovieLens: a film has several tags, and each has its share in most lists."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A recommender, and everybody's representation when the last item is still unknown."""
+    """A recommender, and what it represents users by."""
 
     catalogue: Catalogue
     model: SASRec
     rows: Tensor
     """[all places of the users to learn from, D]."""
-    last: Tensor
-    """[users, D]."""
+    h: Tensor
+    """[cases, D]."""
     truth: Tensor
-    """[users] the items that were left out."""
+    """[cases] the next items."""
     seen: Tensor | None
-    """[users, I] what is not recommended again."""
+    """[cases, I] what is not recommended again."""
     learners: int
-    """The first so many users; the rest judge."""
+    """The first so many cases are of the users to learn from; the rest judge."""
 
-    def recommend(self, h: Tensor, users: Tensor) -> Tensor:
+    def recommend(self, h: Tensor, cases: Tensor) -> Tensor:
         """[m, SHOWN] items."""
-        scores = h @ self.model.embeddings().detach().T
-        if self.seen is not None:
-            scores = scores.masked_fill(self.seen[users], -torch.inf)
-        return scores.topk(SHOWN, dim=1).indices
+        found: list[Tensor] = []
+        for x, at in zip(h.split(4096), cases.split(4096), strict=True):
+            scores = x @ self.model.embeddings().detach().T
+            if self.seen is not None:
+                scores = scores.masked_fill(self.seen[at], -torch.inf)
+            found.append(scores.topk(SHOWN, dim=1).indices)
+        return torch.cat(found)
 
 
 def study(name: str, seed: int) -> Study:
@@ -77,20 +93,25 @@ def study(name: str, seed: int) -> Study:
     if name == "synthetic":
         catalogue, settings = synthetic(seed), {"dim": 48, "steps": 600, "rate": 5e-3, "history": 20, "dropout": 0.1}
     else:
-        catalogue, settings = movielens(), {"dim": 64, "steps": 1500, "rate": 2e-3, "history": 50, "dropout": 0.2}
+        catalogue, settings = movielens(), {"dim": 64, "steps": 500, "rate": 2e-3, "history": 50, "dropout": 0.2}
     order = torch.randperm(len(catalogue.sequences), generator=torch.Generator().manual_seed(seed)).tolist()
-    known = [catalogue.sequences[u][:-1] for u in order]
-    truth = torch.stack([catalogue.sequences[u][-1] for u in order])
+    sequences = [catalogue.sequences[u] for u in order]
+    known = [s[:-1] for s in sequences]
     model = train(known, catalogue.items, seed=seed, **settings)
     learners = int(0.8 * len(known))
-    rows = representations(model, known[:learners])
-    last = torch.cat([representations(model, [s[-model.history :]])[-1:] for s in known])
-    seen = None
-    if not catalogue.repeats:
-        seen = torch.zeros(len(known), catalogue.items, dtype=torch.bool)
-        for user, items in enumerate(known):
-            seen[user, items] = True
-    return Study(catalogue, model, rows, last, truth, seen, learners)
+    if name == "synthetic":
+        rows = representations(model, known[:learners])
+        last = torch.cat([representations(model, [s[-model.history :]])[-1:] for s in known])
+        return Study(catalogue, model, rows, last, torch.stack([s[-1] for s in sequences]), None, learners)
+    h = representations(model, known)
+    seen = torch.zeros(len(h), catalogue.items, dtype=torch.bool)
+    first = 0
+    for items in known:
+        for i in range(len(items)):
+            seen[first + i, items[: i + 1]] = True
+        first += len(items)
+    of_learners = sum(map(len, known[:learners]))
+    return Study(catalogue, model, h[:of_learners], h, torch.cat([s[1:] for s in sequences]), seen, of_learners)
 
 
 def dictionary(rows: Tensor, atoms: int, k: int, seed: int, folder: Path) -> Dictionary:
@@ -113,7 +134,8 @@ def dictionary(rows: Tensor, atoms: int, k: int, seed: int, folder: Path) -> Dic
 def neurons(h: Tensor, learners: int, rate: float) -> Codes:
     """The coordinates with both signs as units that are active in `rate` of the learners' cases, [n, 2D]."""
     both = torch.cat([h, -h], dim=1)
-    values = (both - both[:learners].quantile(1 - rate, dim=0)).clamp(min=0)
+    least = both[:learners].sort(dim=0).values[round((1 - rate) * (learners - 1))]
+    values = (both - least).clamp(min=0)
     return Codes(torch.arange(both.shape[1], dtype=torch.int32).expand(len(h), -1), values)
 
 
@@ -121,52 +143,58 @@ def part(codes: Codes, rows: slice) -> Codes:
     return Codes(codes.indices[rows], codes.values[rows])
 
 
-def measured(found: Study, multiple: int, k: int, seed: int, folder: Path) -> dict[str, float]:
+def measured(found: Study, name: str, multiple: int, k: int, seed: int, folder: Path) -> dict[str, float]:
     """All numbers of one size of the dictionary."""
-    dim, users = found.last.shape[1], torch.arange(len(found.last))
+    dim, cases = found.h.shape[1], torch.arange(len(found.h))
     atoms, learn_on, judge_on = multiple * dim, slice(found.learners), slice(found.learners, None)
     made = dictionary(found.rows, atoms, k, seed, folder)
     model, params = made.model, made.params
     assert isinstance(model, Autoencoder)
-    codes = model.encode(params, Batch(found.last))
-    rebuilt = model.reconstruct(params, codes).float()
-    h, judges = found.last[judge_on], users[judge_on]
-    error = (h - rebuilt[judge_on]).square().sum() / (h - h.mean(0)).square().sum()
+    codes = model.encode(params, Batch(found.h))
+    h, judges = found.h[judge_on], cases[judge_on]
+    rebuilt = model.reconstruct(params, part(codes, judge_on)).float()
+    error = (h - rebuilt).square().sum() / (h - h.mean(0)).square().sum()
     embeddings = found.model.embeddings().detach()
     seen = None if found.seen is None else found.seen[judge_on]
     own, with_rebuilt = (
-        ranking(r[judge_on] @ embeddings.T, found.truth[judge_on], (10,), seen=seen) for r in (found.last, rebuilt)
+        ranking(r @ embeddings.T, found.truth[judge_on], (10,), seen=seen)["ndcg@10"] for r in (h, rebuilt)
     )
-    shares = tag_shares(found.recommend(found.last, users), found.catalogue.tags)
+    tags = found.catalogue.tags
+    shares = tag_shares(found.recommend(found.h, cases), tags)
 
-    def sure(of: Codes, units: int) -> tuple[float, float, Tensor]:
-        concepts = find_concepts(part(of, learn_on), shares[learn_on], units)
-        found = confidence(part(of, judge_on), shares[judge_on], concepts)
-        often, precise = found.fired >= CASES, found.precision >= SURE
-        balanced = (found.balanced_precision >= SURE)[often].double().mean()
-        return float(precise[often].double().mean()), float(balanced), precise & often
+    def judged(of: Codes, units: int) -> tuple[float, float, Concepts, Tensor, Tensor]:
+        """Shares of the units with a precision of 0.8, their concepts, and which are precise, and surest before."""
+        concepts = find_concepts(part(of, learn_on), shares[learn_on], units, cases=STRONGEST[name])
+        before = confidence(part(of, learn_on), shares[learn_on], concepts)
+        after = confidence(part(of, judge_on), shares[judge_on], concepts)
+        often, precise = after.fired >= CASES, after.precision >= SURE
+        balanced = (after.balanced_precision >= SURE)[often].double().mean()
+        rare = before.fired < max(CASES, RARE * found.learners)
+        sure = before.precision.masked_fill(rare, 0).topk(BEST).indices
+        return float(precise[often].double().mean()), float(balanced), concepts, precise & often, sure
 
-    share, balanced, precise = sure(codes, atoms)
-    peer, peer_balanced, _ = sure(neurons(found.last, found.learners, k / atoms), 2 * dim)
-    concepts = find_concepts(part(codes, learn_on), shares[learn_on], atoms)
+    share, balanced, concepts, precise, sure = judged(codes, atoms)
+    peer, peer_balanced, *_ = judged(neurons(found.h, found.learners, k / atoms), 2 * dim)
+    chosen = precise if name == "synthetic" else torch.zeros_like(precise).index_fill(0, sure, value=True)
+    concepts = replace(concepts, tag=concepts.tag.where(chosen, -1))
 
-    def change(factor: float, of: str = "own") -> float:
+    def change(factor: float, of: Literal["own", "other"] = "own") -> float:
         moved = effects(
             h,
             part(codes, judge_on),
             model.dictionary(params),
             concepts,
-            found.catalogue.tags,
+            tags,
             lambda x, at: found.recommend(x.float(), judges[at]),
             factor=factor,
             change=of,
-        )[precise]
-        return float(moved.nanmean()) if len(moved) else float("nan")
+        )
+        return float(moved[chosen].nanmean()) if bool(chosen.any()) else float("nan")
 
     return {
         "FVU": float(error),
-        "NDCG h": own["ndcg@10"],
-        "NDCG rebuilt": with_rebuilt["ndcg@10"],
+        "NDCG h": own,
+        "NDCG rebuilt": with_rebuilt,
         "P>=.8": share,
         "P>=.8 neurons": peer,
         "balanced": balanced,
@@ -182,12 +210,13 @@ def failures(name: str, multiple: int, row: dict[str, float]) -> list[str]:
     relations = {
         "precision of latents above neurons' by 0.05": row["P>=.8"] >= row["P>=.8 neurons"] + 0.05,
         "removing a latent takes 0.15 of its concept's share": row["removed"] <= -0.15,
+        "removing a latent takes of its concept's share": row["removed"] < 0,
         "and more than removing another one": row["removed"] < row["control"],
         "doubling it adds to the share": row["doubled"] > 0,
     }
-    if multiple == SIZES[-1][0]:
+    if multiple == SIZES[name][-1][0]:
         relations["NDCG with reconstructions is 0.97 of its own"] = row["NDCG rebuilt"] >= 0.97 * row["NDCG h"]
-    return [f"{name}, {multiple} D: {what}" for what, holds in relations.items() if not holds]
+    return [what for what, holds in relations.items() if not holds]
 
 
 def main() -> None:
@@ -202,20 +231,22 @@ def main() -> None:
         for seed in options.seeds:
             found = study(name, seed)
             with tempfile.TemporaryDirectory() as folder:
-                for size in SIZES:
-                    rows.setdefault(size, []).append(measured(found, *size, seed, Path(folder)))
-        dim = found.last.shape[1]
+                for size in SIZES[name]:
+                    one = measured(found, name, *size, seed, Path(folder))
+                    rows.setdefault(size, []).append(one)
+                    print(f"{name}, seed {seed}, {size}: {', '.join(f'{v:.3f}' for v in one.values())}", flush=True)
+        dim = found.h.shape[1]
         print(f"\n{name}, D={dim}, {found.catalogue.items} items, means of seeds {options.seeds}")
-        print("| H, k | " + " | ".join(rows[SIZES[0]][0]) + " |")
+        print("| H, k | " + " | ".join(rows[SIZES[name][0]][0]) + " |")
         for (multiple, k), seeds in rows.items():
             # NaN where no latent of a seed is precise enough to be changed.
             row = {what: float(np.nanmean([s[what] for s in seeds])) for what in seeds[0]}
             print(f"| {multiple * dim}, {k} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |", flush=True)
             wrong = failures(name, multiple, row)
             print("".join(f"  does not hold: {w}\n" for w in wrong), end="", flush=True)
-            missed += wrong if name == "synthetic" else []
+            missed += [w for w in wrong if name == "synthetic" or w not in HARDER]
     if missed:
-        raise SystemExit(f"{len(missed)} relations do not hold on the synthetic catalogue")
+        raise SystemExit(f"{len(missed)} relations do not hold: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

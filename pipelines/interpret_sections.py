@@ -32,27 +32,37 @@ def probing_section(found: list[Probed], shown: Collection[int]) -> str:
 
 def steering_section(found: Steering, spell: Callable[[int], str]) -> str:
     """Latent by latent, those that change the next token most first."""
-    kl, push = found.latents.divergence, found.latents.push
+    kl, tokens = found.latents.divergence, found.latents.tokens
+    says = lambda i: (  # noqa: E731
+        f"<td class=n>{float(tokens.push[i]):+.3g}</td><td>{_tokens(tokens.named[i].tolist(), spell)}</td>"
+        if tokens
+        else ""
+    )
     lines = "".join(
         f'<tr><td><a href="#latent-{found.atoms[i]}">{_signed(found.signs[i], found.atoms[i])}</a></td>'
-        f"<td class=n>{float(kl[i]):.3g}</td><td class=n>{float(push[i]):+.3g}</td>"
-        f"<td>{_tokens(found.latents.named[i].tolist(), spell)}</td></tr>\n"
+        f"<td class=n>{float(kl[i]):.3g}</td>{says(i)}</tr>\n"
         for i in np.argsort(-kl.numpy(), kind="stable").tolist()
+    )
+    pushed = found.random.tokens
+    control = f"<td class=n>{float(pushed.push.mean()):+.3g}</td><td class=m>each names its own</td>" if pushed else ""
+    explained = (
+        "Push: by how much the logits of the ten tokens on the right rise, which are those that the direction itself, "
+        "or what the layer's output projection makes of it, names in the last linear layer. "
+        if tokens
+        else "What a direction adds to the residual stream is not known at this site, so that it names no tokens. "
     )
     n = len(found.random.divergence)
     spread = f"{float(found.random.divergence.min()):.3g} to {float(found.random.divergence.max()):.3g}"
     return (
         f"<h2>What latents do to the next token</h2>\n<p class=note>A latent's direction, {found.size:.3g} long (half "
         f"the mean norm of a row), is added at the last token of {found.contexts} contexts. KL: of the next token's "
-        "distribution without it from the one with it, in nats. Push: by how much the logits of the ten tokens on the "
-        "right rise, which are those that the direction itself names in the last linear layer. A minus before a latent:"
+        f"distribution without it from the one with it, in nats. {explained}A minus before a latent:"
         " it is below 0 more often than above and was added with that sign. "
         f"{n} random directions have KLs from {spread}.</p>\n"
-        "<div class=wide><table><tr><th>latent</th><th class=n>KL</th><th class=n>push</th><th>tokens it names</th>"
+        "<div class=wide><table><tr><th>latent</th><th class=n>KL</th>"
+        f"{'<th class=n>push</th><th>tokens it names</th>' if tokens else ''}"
         f"</tr>\n{lines}<tr><td class=m>mean of {n} random directions</td>"
-        f"<td class=n>{float(found.random.divergence.mean()):.3g}</td>"
-        f"<td class=n>{float(found.random.push.mean()):+.3g}</td><td class=m>each names its own</td></tr>"
-        "</table></div>\n"
+        f"<td class=n>{float(found.random.divergence.mean()):.3g}</td>{control}</tr></table></div>\n"
     )
 
 

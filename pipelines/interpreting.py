@@ -35,7 +35,7 @@ from .labels import check_form, labels_of
 from .paths import absolute
 from .probing import Passages, Pooling
 from .reporter import Reporter, silent
-from .steering import steering
+from .steering import Steering, steering
 
 BATCH_ROWS = 4096
 Also = Callable[[int, torch.Tensor, Codes], None]
@@ -134,8 +134,11 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
     fired = (sums.positive + sums.negative).cpu().numpy()
     probed = pooling.passages.probe(pooling.pooled) if pooling else []
     metrics |= pooling.numbers(probed) if pooling else {}
-    steered = steering(data, job.model, params["W_dec"], sums, spread(fired, job.steer)) if job.steer else None
-    metrics |= steered.numbers() if steered else {}
+    steered: Steering | None = None
+    if job.steer:
+        _, tap = taps_of(data, found)
+        steered = steering(data, job.model, tap, params["W_dec"], sums, spread(fired, job.steer))
+        metrics |= steered.numbers()
     shown: set[int] = {*spread(fired, job.atoms), *named(probed, fired), *(steered.atoms if steered else ())}
     examples = with_contexts(data, strongest, sorted(shown), lambda rows: codes_of(data, found, rows))
     tokenizer = hosts.load_tokenizer(hosts.find_model(job.model)) if job.model else None
@@ -171,10 +174,29 @@ def check(job: InterpretJob) -> InterpretJob:
     dim, wanted = widths(data, found.model.arrays)[0], found.model.input_dim(found.params)
     if dim != wanted:
         raise JobError(f"dictionary {ref} is for rows of {wanted} dimensions, but data set {data.uri!r} has {dim}")
-    assert isinstance(found.model, Autoencoder)
-    if job.steer and found.model.target is not None:
-        raise JobError(f"steer: {ref} is a transcoder; steering is for autoencoders")
+    if job.texts or job.steer:
+        taps_of(data, found)
     return job
+
+
+def taps_of(data: Dataset, found: Dictionary) -> tuple[Tap, Tap]:
+    """Where the rows of a harvest passed, and what the dictionary predicts from them: the same, or, for a transcoder,
+    the place of its target.
+
+    Raises:
+        JobError: the data set does not say where the transcoder's target passed.
+    """
+    assert isinstance(found.model, Autoencoder)
+    source, target = Tap.parse(data.attributes["module"]), found.model.target
+    if target is None:
+        return source, source
+    module = data.attributes.get(f"{target}_module")
+    if module is None:
+        raise JobError(
+            f"{found.ref} predicts {target!r}, but {data.uri!r} does not say where that passed: harvest it again with "
+            "--target"
+        )
+    return source, Tap.parse(module)
 
 
 def dictionary_of(job: InterpretJob) -> Dictionary:
@@ -226,18 +248,18 @@ def named(probed: list[Probed], fired: NDArray[Any]) -> list[int]:
 
 def loss_recovered(job: InterpretJob, data: Dataset, found: Dictionary, sums: Evaluation) -> dict[str, float]:
     """Cross-entropies in nats: of the network itself, and with the rows of `job.texts` replaced by reconstructions, by
-    zero and by the mean of the data set; and the shares recovered.
+    zero and by the mean of the data set; and the shares recovered. Of a transcoder: with the rows of its target
+    replaced, by what it predicts from its inputs in the same pass, by zero and by their mean.
 
     Raises:
-        JobError: the network predicts no next tokens, or the dictionary is a transcoder.
+        JobError: the network predicts no next tokens, or computes a transcoder's target before its inputs.
     """
     assert isinstance(found.model, Autoencoder)
     model, path = found.model, hosts.find_model(job.model)
     if not hosts.predicts_next(path):
         raise JobError(f"texts: {path.name} does not predict next tokens, so it has no loss to recover")
-    if model.target is not None:
-        raise JobError(f"texts: {found.ref} is a transcoder; the loss recovered is stated for autoencoders")
     about = data.attributes
+    source, tap = taps_of(data, found)
     values = {"context": about["context"], "skip": about["skip"], "tokens": job.tokens}
     windows = read(HarvestJob.parse({"model": job.model, "texts": job.texts, "out": "-", **values})).windows
     device = torch.device(job.device)
@@ -250,10 +272,10 @@ def loss_recovered(job: InterpretJob, data: Dataset, found: Dictionary, sums: Ev
 
     changes: dict[str, Change] = {
         "reconstruction": rebuilt,
-        "zero": lambda x: torch.zeros_like(x),
-        "mean": lambda x: mean.to(x.dtype).expand_as(x),
+        "zero": lambda x: torch.zeros_like(mean).expand(len(x), -1),
+        "mean": lambda x: mean.expand(len(x), -1),
     }
-    got = losses(network, Tap.parse(about["module"]), windows, changes, device)
+    got = losses(network, tap, windows, changes, device, source=source)
     return {
         "ce_recovered_zero": recovered(got, without="zero"),
         "ce_recovered_mean": recovered(got, without="mean"),

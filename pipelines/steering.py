@@ -41,26 +41,29 @@ class Steering:
 
     def numbers(self) -> dict[str, float]:
         """Means over latents and over random directions, by name."""
-        return {
-            "steer_kl": float(self.latents.divergence.mean()),
-            "steer_push": float(self.latents.push.mean()),
-            "steer_kl_random": float(self.random.divergence.mean()),
-            "steer_push_random": float(self.random.push.mean()),
-        }
+        found: dict[str, float] = {}
+        for name, steered in (("", self.latents), ("_random", self.random)):
+            found[f"steer_kl{name}"] = float(steered.divergence.mean())
+            if steered.tokens is not None:
+                found[f"steer_push{name}"] = float(steered.tokens.push.mean())
+        return found
 
 
-def steering(data: Dataset, model: str, decoder: torch.Tensor, sums: Evaluation, atoms: list[int]) -> Steering:
-    """Steer by each of `atoms`, with α half the mean norm of the rows.
+def steering(
+    data: Dataset, model: str, tap: Tap, decoder: torch.Tensor, sums: Evaluation, atoms: list[int]
+) -> Steering:
+    """Steer by each of `atoms`, with α half the mean norm of the rows (of the target's, for a transcoder).
 
     Args:
         data: the harvest; contexts are drawn from its texts.
         model: the network that it is of.
+        tap: the place that the decoder writes to.
         decoder: [H, D].
         sums: of the rows of `data`.
         atoms: latents that fire.
 
     Raises:
-        JobError: the network predicts no next tokens, or the site is not in the residual stream; no contexts.
+        JobError: the network predicts no next tokens; no contexts.
     """
     path = hosts.find_model(model)
     if not hosts.predicts_next(path):
@@ -74,10 +77,9 @@ def steering(data: Dataset, model: str, decoder: torch.Tensor, sums: Evaluation,
     drawn = np.random.default_rng(SEED).standard_normal((RANDOM, decoder.shape[1])).astype(np.float32)
     size = SHARE * float(sums.length / sums.rows)
     both = torch.cat([mine, torch.from_numpy(drawn).to(decoder.device)])
-    got = steer(network, Tap.parse(data.attributes["module"]), found, both, size)
+    got = steer(network, tap, found, both, size)
     n = len(atoms)
-    parts = [Steered(got.divergence[p], got.push[p], got.named[p]) for p in (slice(0, n), slice(n, None))]
-    return Steering(atoms, signs, parts[0], parts[1], size, len(found))
+    return Steering(atoms, signs, got.part(slice(0, n)), got.part(slice(n, None)), size, len(found))
 
 
 def contexts(data: Dataset, rows: int, count: int = CONTEXTS, seed: int = SEED) -> list[torch.Tensor]:

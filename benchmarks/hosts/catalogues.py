@@ -9,8 +9,12 @@ import csv
 from dataclasses import dataclass
 
 import torch
+from sparsefleet.models.autoencoders.concepts import with_pairs
 from sparsefleet.storage.inputs import find_input
 from torch import Tensor
+
+TOGETHER = 10
+"""Films that a pair of tags needs."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,22 @@ class Catalogue:
 
 
 def movielens() -> Catalogue:
-    """943 users, 1,682 films with 19 genres, 100,000 ratings (Harper & Konstan 2015), whatever the rating.
+    """943 users, 1,682 films, 100,000 ratings (Harper & Konstan 2015), whatever the rating.
+
+    Tags are 19 genres, when a film came out (by decade; by year from 1990 on, as these are four films of five), and
+    pairs of these that 10 films or more have together.
 
     Raises:
         StorageError: the package that holds the files has not been brought in; the message says how to.
     """
     folder = find_input("movielens100k")
     films = _table(folder / "ml-100k.item")
-    names = sorted({genre for film in films for genre in film["class"].split()})
     number = {film["item_id"]: i for i, film in enumerate(films)}
-    tags = torch.tensor([[float(name in film["class"].split()) for name in names] for film in films])
+    known = [{*film["class"].split(), *_released(film["release_year"])} for film in films]
+    names = sorted(set[str]().union(*known))
+    single = torch.tensor([[float(name in of) for name in names] for of in known])
+    tags, parts = with_pairs(single, least=TOGETHER)
+    names = [" & ".join(names[t] for t in part) for part in parts]
     chosen: dict[str, list[tuple[float, int]]] = {}
     for row in _table(folder / "ml-100k.inter"):
         chosen.setdefault(row["user_id"], []).append((float(row["timestamp"]), number[row["item_id"]]))
@@ -68,6 +78,13 @@ def synthetic(seed: int, *, users: int = 3000, items: int = 480, genres: int = 1
         found[:, step] = torch.multinomial(weights[which], 1, generator=generator)[:, 0]
     tags = torch.nn.functional.one_hot(genre, genres).float()
     return Catalogue(list(found), tags, [f"genre {g}" for g in range(genres)], repeats=True)
+
+
+def _released(year: str) -> list[str]:
+    """A tag for the year, none where the table does not know it."""
+    if not year.isdecimal():
+        return []
+    return [year if int(year) >= 1990 else f"{year[:3]}0s"]
 
 
 def _table(path: object) -> list[dict[str, str]]:

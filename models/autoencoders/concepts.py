@@ -73,6 +73,27 @@ def tag_shares(items: Tensor, tags: Tensor) -> Tensor:
     return total / max(items.shape[1], 1)
 
 
+def with_pairs(tags: Tensor, *, least: int) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """Tags [I, T + P] and, for each, the tags that it stands for: the T themselves, and the P pairs that at least
+    `least` items have together. A pair that one of its tags implies is left out: it would be that tag again.
+
+    Raises:
+        ModelError: `least` below 1.
+    """
+    if least < 1:
+        raise ModelError(f"least={least}: a pair that no item has is no concept")
+    has = tags > 0
+    together = has.T.double() @ has.double()
+    alone = together.diagonal()
+    first, second = torch.triu_indices(*together.shape, offset=1, device=tags.device)
+    both = together[first, second]
+    good = (both >= least) & (both < alone[first]) & (both < alone[second])
+    first, second = first[good], second[good]
+    pairs = (has[:, first] & has[:, second]).to(tags.dtype)
+    names: list[tuple[int, ...]] = [(t,) for t in range(tags.shape[1])]
+    return torch.cat([tags, pairs], dim=1), names + list(zip(first.tolist(), second.tolist()))
+
+
 def find_concepts(codes: Codes, shares: Tensor, atoms: int, *, cases: int = 20, least: float = 0.3) -> Concepts:
     """The tag of largest lift of every latent.
 

@@ -267,6 +267,7 @@ class Harvester:
         more: dict[str, Any] = {}
         if site in self._targets:
             more["outputs"] = f"{self._targets[site].meaning} ({self._targets[site].tap})"
+            more["outputs_module"] = str(self._targets[site].tap)
         if job.gradients:
             more["gradients"] = "of the next tokens' summed cross-entropy, in nats"
         return {

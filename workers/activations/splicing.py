@@ -2,26 +2,40 @@
 
 At one site, for all tokens that are rows of a harvest, the activations are replaced: by their reconstruction, by zero,
 by their mean. The share of the damage of zero (or of the mean) that the reconstruction does not do is the loss
-recovered; both are stated, because they differ.
+recovered; both are stated, because they differ. A transcoder reads one site and replaces another one that comes later,
+in the same pass.
+
+Shapes: n rows, D dimensions of the site that is read, E of the one that is replaced (the same one, D = E, without a
+transcoder).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import JobError
 from . import hosts
 from .taps import Tap, replacing
 from .windows import IGNORED, Inputs, Windows
 
 Change = Callable[[Tensor], Tensor]
+"""Takes rows [n, D] and gives those [n, E] that the network shall go on with."""
 
 
 def losses(
-    network: Any, tap: Tap, windows: Windows, changes: dict[str, Change], device: torch.device, *, batch: int = 8
+    network: Any,
+    tap: Tap,
+    windows: Windows,
+    changes: dict[str, Change],
+    device: torch.device,
+    *,
+    source: Tap | None = None,
+    batch: int = 8,
 ) -> dict[str, float]:
     """Mean cross-entropy of the next token in nats, by name of the change; `clean` is that without any.
 
@@ -29,9 +43,13 @@ def losses(
         network: predicts next tokens.
         tap: where rows are replaced.
         windows: what it reads.
-        changes: each takes rows [n, D] and gives rows [n, D].
+        changes: what rows are replaced by, as a function of those that pass at `source`.
         device: of the network.
+        source: where rows are read; None: at `tap`.
         batch: windows computed at once.
+
+    Raises:
+        JobError: a module that the network does not have, or nothing passes at `source` before `tap`.
     """
     sums = dict.fromkeys(("clean", *changes), 0.0)
     count = 0
@@ -41,7 +59,7 @@ def losses(
         with torch.no_grad():
             sums["clean"] += _loss(network, inputs, device)
             for name, change in changes.items():
-                with replacing(network, tap, lambda x, change=change, at=inputs.rows: _changed(x, at, change)):
+                with _spliced(network, source or tap, tap, inputs.rows.to(device), change):
                     sums[name] += _loss(network, inputs, device)
     return {name: value / max(count, 1) for name, value in sums.items()}
 
@@ -56,8 +74,21 @@ def _loss(network: Any, inputs: Inputs, device: torch.device) -> float:
     return float(hosts.next_token_loss(hosts.feed(network, inputs, device), inputs.labels))
 
 
-def _changed(x: Tensor, at: Tensor, change: Change) -> Tensor:
-    flat = x.reshape(-1, x.shape[-1]).clone()
-    at = at.to(x.device)
-    flat[at] = change(flat[at]).to(flat.dtype)
-    return flat.reshape(x.shape)
+@contextmanager
+def _spliced(network: Any, source: Tap, tap: Tap, at: Tensor, change: Change) -> Generator[None]:
+    """While this is open, rows `at` of what passes at `tap` are `change` of those at `source`."""
+    read: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        read[:] = [x.reshape(len(x) * x.shape[1], -1)[at]]
+        return x
+
+    def put(x: Tensor) -> Tensor:
+        if not read:
+            raise JobError(f"{source}: nothing passes there before {tap}, so that it cannot be predicted from it")
+        flat = x.reshape(len(x) * x.shape[1], -1).clone()
+        flat[at] = change(read.pop()).to(flat.dtype)
+        return flat.reshape(x.shape)
+
+    with replacing(network, source, keep), replacing(network, tap, put):
+        yield

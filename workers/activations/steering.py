@@ -2,11 +2,13 @@
 
 α d is added to what passes at one site, where |d| = 1 and α is the same for all directions. What it does is stated as
 the divergence KL(without | with) of the next token's distribution in nats, and as the push: by how much the logits of
-the ten tokens rise that the direction itself names. It names those with the largest u_v · d, where u_v are rows of the
-network's last linear layer (nostalgebraist 2020, logit lens). Logits are stated against their mean over all tokens, as
-only differences of logits mean anything.
+the ten tokens rise that the direction itself names. It names those with the largest u_v · w, where u_v are rows of the
+network's last linear layer (nostalgebraist 2020, logit lens) and w is the direction's image in the residual stream: d
+itself at a site in it, and what the layer's output projection makes of d for neurons of an MLP and outputs of heads. At
+other sites no image is known; only the divergence is stated there. Logits are stated against their mean over all
+tokens, as only differences of logits mean anything.
 
-Shapes: n directions, D dimensions at the site, V tokens, T tokens of one context.
+Shapes: n directions, D dimensions at the site, R of the residual stream, V tokens, T tokens of one context.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import JobError
-from .taps import Tap, replacing
+from .sites import ATTENTION, DOWN, UP
+from .taps import Tap, module_at, replacing
 
 NAMED = 10
 """Tokens that a direction names."""
@@ -30,32 +33,58 @@ AT_ONCE = 64
 
 
 @dataclass(frozen=True)
+class Pushed:
+    """The tokens that directions name, and what becomes of their logits."""
+
+    named: Tensor
+    """[n, 10] int64, first the one with the largest u · w."""
+    push: Tensor
+    """[n] mean rise of the logits of `named`."""
+
+
+@dataclass(frozen=True)
 class Steered:
     """Means over contexts, float64, on the CPU."""
 
     divergence: Tensor
     """[n] KL(without | with) of the next token, nats."""
-    push: Tensor
-    """[n] mean rise of the logits of `named`."""
-    named: Tensor
-    """[n, 10] int64, the tokens that the direction names, first the one with the largest u · d."""
+    tokens: Pushed | None
+    """None where the directions have no known image in the residual stream."""
+
+    def part(self, at: slice) -> Steered:
+        """Of some of the directions."""
+        tokens = self.tokens and Pushed(self.tokens.named[at], self.tokens.push[at])
+        return Steered(self.divergence[at], tokens)
+
+
+def images(network: Any, tap: Tap, directions: Tensor) -> Tensor | None:
+    """[n, R] what directions [n, D] at a site add to the residual stream; None where that is not known.
+
+    Known are neurons and heads, whose layer's projection is linear but for its bias, and whatever is as wide as the
+    residual stream, apart from what an MLP reads. Norms between a projection and the stream (Gemma 2) are left out.
+
+    Raises:
+        JobError: the network has no last linear layer.
+    """
+    inside = lambda names: tap.side == "input" and f".{tap.module}".endswith(tuple(f".{n}" for n in names))  # noqa: E731
+    if inside((*DOWN, *ATTENTION)):
+        project = module_at(network, tap)
+        given = directions.to(next(project.parameters()))
+        with torch.no_grad():
+            directions = project(given) - project(torch.zeros_like(given))
+    elif inside(UP):
+        return None
+    return directions if directions.shape[1] == output_layer(network).weight.shape[1] else None
 
 
 def named_tokens(network: Any, directions: Tensor) -> Tensor:
-    """[n, 10] int64, the tokens with the largest u · d of directions [n, D]; fewer where V < 10.
+    """[n, 10] int64, the tokens with the largest u · w of directions w [n, R] of the residual stream; fewer where V <
+    10.
 
     Raises:
-        JobError: the network has no last linear layer, or one for other dimensions than D.
+        JobError: the network has no last linear layer.
     """
-    layer = network.get_output_embeddings()
-    if layer is None:
-        raise JobError(f"steer: {type(network).__name__} has no linear layer that gives logits")
-    weight: Tensor = layer.weight
-    if weight.shape[1] != directions.shape[1]:
-        raise JobError(
-            f"steer: the site has {directions.shape[1]} dimensions, but logits are read from {weight.shape[1]}: only "
-            "directions of the residual stream name tokens"
-        )
+    weight: Tensor = output_layer(network).weight
     scores = directions.to(weight) @ weight.detach().T
     return scores.topk(min(NAMED, len(weight)), dim=1).indices
 
@@ -73,27 +102,38 @@ def steer(network: Any, tap: Tap, contexts: Sequence[Tensor], directions: Tensor
         size: α, in the units of the activations.
 
     Raises:
-        JobError: a direction is 0, or as `named_tokens`.
+        JobError: a direction is 0, or the network has no last linear layer.
     """
     if bool((directions.norm(dim=1) == 0).any()):
         raise JobError("steer: a latent's row of the decoder is 0, so that it has no direction")
-    named = named_tokens(network, directions)
     unit = directions / directions.norm(dim=1, keepdim=True)
+    seen = images(network, tap, unit)
+    named = None if seen is None else named_tokens(network, seen)
     divergence = torch.zeros(len(unit), dtype=torch.float64)
     push = torch.zeros(len(unit), dtype=torch.float64)
     for context in contexts:
         ids = context.to(directions.device)[None]
-        before = _before(network, ids)
-        clean = _last_logits(network, tap, ids, before, torch.zeros_like(unit[:1]))
+        before = before_last(network, ids)
+        clean = last_logits(network, tap, ids, before, torch.zeros_like(unit[:1]))
         for first in range(0, len(unit), AT_ONCE):
             part = slice(first, first + AT_ONCE)
-            changed = _last_logits(network, tap, ids, before, size * unit[part])
-            divergence[part] += _divergence(clean, changed).cpu()
-            push[part] += (changed - clean).gather(1, named[part]).mean(1).cpu()
-    return Steered(divergence / len(contexts), push / len(contexts), named.cpu())
+            changed = last_logits(network, tap, ids, before, size * unit[part])
+            divergence[part] += divergences(clean, changed).cpu()
+            if named is not None:
+                push[part] += (changed - clean).gather(1, named[part]).mean(1).cpu()
+    tokens = None if named is None else Pushed(named.cpu(), push / len(contexts))
+    return Steered(divergence / len(contexts), tokens)
 
 
-def _before(network: Any, ids: Tensor) -> Any:
+def output_layer(network: Any) -> Any:
+    """The layer that gives logits."""
+    layer = network.get_output_embeddings()
+    if layer is None:
+        raise JobError(f"steer: {type(network).__name__} has no linear layer that gives logits")
+    return layer
+
+
+def before_last(network: Any, ids: Tensor) -> Any:
     """The network's keys and values for all tokens but the last; None where it keeps none that can be repeated."""
     if not getattr(network.config, "use_cache", False):
         return None
@@ -102,7 +142,7 @@ def _before(network: Any, ids: Tensor) -> Any:
     return found if hasattr(found, "batch_repeat_interleave") else None
 
 
-def _last_logits(network: Any, tap: Tap, ids: Tensor, before: Any, added: Tensor) -> Tensor:
+def last_logits(network: Any, tap: Tap, ids: Tensor, before: Any, added: Tensor) -> Tensor:
     """[m, V] float64 logits after the last token, less their mean, with each of `added` [m, D]."""
     ids = ids.expand(len(added), -1)
     more: dict[str, Any] = {"use_cache": False}
@@ -130,7 +170,7 @@ def _last_only(network: Any) -> RemovableHandle:
     return layer.register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]))
 
 
-def _divergence(clean: Tensor, changed: Tensor) -> Tensor:
+def divergences(clean: Tensor, changed: Tensor) -> Tensor:
     """[m] KL of rows of logits against the one of `clean` [1, V]."""
     before, after = clean.log_softmax(1), changed.log_softmax(1)
     return (before.exp() * (before - after)).sum(1).clamp(min=0)

@@ -15,6 +15,7 @@ from sparsefleet.models.autoencoders.concepts import (
     ranking,
     scaled_latents,
     tag_shares,
+    with_pairs,
 )
 
 CASES, ITEMS, TAGS, ATOMS, DIM, K, WIDTH = 60, 15, 4, 7, 5, 3, 3
@@ -50,6 +51,28 @@ def test_shares_are_counted(made):
     assert tag_shares(items[:0], tags).shape == (0, TAGS)
     with pytest.raises(ModelError, match="numbered 0 to 15, but 15 have tags"):
         tag_shares(torch.tensor([[0, 15]]), tags)
+
+
+def test_pairs_are_what_enough_items_have_together(made):
+    _, tags, _, _, _ = made
+    # The last tag is implied by the first: their pair is the last tag again.
+    tags = torch.cat([tags, tags[:, :1] * (torch.arange(ITEMS) < 9).to(tags)[:, None]], dim=1)
+    found, names = with_pairs(tags, least=2)
+    assert names[: TAGS + 1] == [(t,) for t in range(TAGS + 1)] and torch.equal(found[:, : TAGS + 1], tags)
+    both = {
+        (a, b): [int(tags[i, a] and tags[i, b]) for i in range(ITEMS)]
+        for a in range(TAGS + 1)
+        for b in range(a + 1, TAGS + 1)
+    }
+    expected = {
+        pair: column
+        for pair, column in both.items()
+        if sum(column) >= 2 and all(column != tags[:, t].tolist() for t in pair)
+    }
+    assert (0, TAGS) not in expected and 0 < len(expected) < len(both)
+    assert {pair: found[:, i].tolist() for i, pair in enumerate(names) if len(pair) == 2} == expected
+    with pytest.raises(ModelError, match="no item has"):
+        with_pairs(tags, least=0)
 
 
 @pytest.mark.parametrize(("cases", "least"), [(5, 0.0), (5, 0.4), (1000, 0.3)])
