@@ -8,6 +8,7 @@ known for years, because some mirrors answer every question with "nothing known"
 """
 
 import argparse
+import http.client
 import json
 import subprocess
 import sys
@@ -31,8 +32,9 @@ def no_service(url: str) -> str:
             found = json.load(answer)
     except urllib.error.HTTPError as error:
         return f"HTTP status {error.code}"
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", None) or error) or type(error).__name__
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        said = str(getattr(error, "reason", None) or error)
+        return " ".join(said.split()) or type(error).__name__
     return "" if isinstance(found, dict) and found.get("vulns") else "it does not know what is known for years"
 
 
@@ -55,6 +57,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--osv-url", default=OSV, help="address of a service that speaks OSV's API")
     url = parser.parse_args().osv_url
+    if not url.startswith(("http://", "https://")):
+        parser.error(f"--osv-url {url!r}: write an address that begins with https://")
     reason = no_service(url)
     packages, failure = ([], "") if reason else audit(url)
     if failure:

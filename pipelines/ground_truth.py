@@ -58,10 +58,10 @@ class GroundTruth:
 
     def numbers(self) -> dict[str, float]:
         """recovered, atoms_per_direction, mean_max as `measures.recovery`; mean_cosine: of the pairs; support_f1: mean
-        over features of the F1 with which the partner's firing tells the feature's."""
+        of the F1 with which the partner's firing tells the feature's, over features where either occurs."""
         found = {f"truth_{name}": value for name, value in self._metrics.items()}
-        if self._either.any():
-            found["truth_support_f1"] = float((2 * self._both / np.maximum(self._either, 1)).mean())
+        if (seen := self._either > 0).any():
+            found["truth_support_f1"] = float((2 * self._both[seen] / self._either[seen]).mean())
         return found
 
     def _active(self, start: int, stop: int) -> NDArray[np.bool_]:

@@ -41,8 +41,13 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def load_yaml(text: str) -> Any:
-    """Plain values. yaml.YAMLError where `text` is not YAML or has aliases."""
-    return yaml.load(text, _Plain)
+    """Plain values. yaml.YAMLError where `text` is not YAML, has aliases, or nests too deeply."""
+    try:
+        return yaml.load(text, _Plain)
+    except RecursionError as err:
+        raise yaml.YAMLError("it nests too deeply") from err
+    except ValueError as err:  # a date that does not exist
+        raise yaml.YAMLError(str(err)) from err
 
 
 class _Plain(yaml.SafeLoader):

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from ..storage.artifacts.card import plain
 from .errors import JobError
+from .messages import Messages
 from .progress import Progress
 
 SETTING = "SPARSEFLEET_LOG"
@@ -46,7 +47,7 @@ def about(**facts: Any) -> None:
         del _about[name]
 
 
-def start(stream: TextIO | None = None, wrap: str = "") -> None:
+def start(stream: TextIO | Messages | None = None, wrap: str = "") -> None:
     """Write this package's log as JSON lines from now on, if that is wanted; a second call changes nothing.
 
     Args:

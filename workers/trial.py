@@ -145,7 +145,7 @@ def _updates(feed: Feed, small: Callable[[int], Feed], schedule: Schedule, work:
         return
     points = np.linspace(0, feed.updates - 1, POINTS).astype(int).tolist()
     updates = STEPS_A_POINT
-    if feed.updates < POINTS * STEPS_A_POINT:
+    if feed.updates <= POINTS * STEPS_A_POINT + 2:
         # Each update once and in its turn: what sets of states cost depends on how often they were updated.
         points, updates = [0], feed.updates
     # One whole block first: it shows the memory, and what there is time for.

@@ -9,7 +9,7 @@ from ..errors import NotFound, StorageError
 from . import names
 from .arrays import checksum, read_arrays
 from .card import read_card
-from .repository import MAIN, Commit, Repository
+from .repository import LOST, MAIN, Commit, Repository
 from .versions import Version, number_of
 
 
@@ -63,8 +63,13 @@ def _wrong_shortcuts(repo: Repository, noted: list[tuple[str, int, str]]) -> lis
         for name in {name for name, _, _ in noted}
         for commit in repo.commits(names.versions_branch(name))
     }
-    wrong = [(name, number) for name, number, snapshot in noted if versions.get((name, number)) != snapshot]
-    return [f"shortcuts/{name}/{number} is damaged: remove this file, it is made again" for name, number in wrong]
+    whole = {name for name, _ in versions}
+    wrong = [(n, number) for n, number, snapshot in noted if n in whole and versions.get((n, number)) != snapshot]
+    lost = sorted({name for name, _, _ in noted} - whole)
+    return [
+        *(f"shortcuts/{name}/{number} is damaged: remove this file, it is made again" for name, number in wrong),
+        *(f"{name}: {LOST}" for name in lost),
+    ]
 
 
 def _name_problems(repo: Repository, name: str) -> list[str]:

@@ -46,6 +46,8 @@ CLOCKS = re.compile(
 )
 """The times in what Icechunk says when it refuses a commit because of the clock."""
 
+LOST = "no branch leads to its versions any more; keep its shortcuts, they are the last that does"
+
 T = TypeVar("T")
 
 
@@ -332,8 +334,14 @@ class Repository:
             shortcuts.adopt_tags(self.place, self.place.child(f"{INSIDE}/{refs.REFS}").path)
 
     def collect(self, older_than: datetime, *, dry_run: bool) -> dict[str, int]:
-        """Removes files that no branch or tag needs and that were written before `older_than`; counts them."""
+        """Removes files that no branch or tag needs and that were written before `older_than`; counts them.
+
+        StorageError when versions are known that no branch leads to: the file of a branch is lost, their files are not.
+        """
         with self.locked(), self._words():
+            branches = set(self.branches(names.versions_branch("")))
+            if lost := sorted({name for name, _, _ in self.shortcuts()} - branches):
+                raise StorageError(f"{self.place.uri}: {', '.join(lost)}: {LOST}; nothing was removed")
             if not dry_run:
                 self._sweep(older_than)
                 self._adopt_tags(again=True)  # an earlier program that writes to this store makes tags
@@ -375,8 +383,10 @@ class Repository:
         """Branches and tags whose file is not exactly what Icechunk writes, or that point nowhere."""
         with reaching(self.place):
             store = self.place.object_store()
-            names = [item["path"] for item in obstore.list(store, f"{INSIDE}/refs").collect()]
-            texts = {name: bytes(obstore.get(store, name).bytes()) for name in names}
+            texts: dict[str, bytes] = {}
+            for item in obstore.list(store, f"{INSIDE}/refs").collect():
+                with suppress(FileNotFoundError):  # a tag that has become a shortcut, a run that was dropped
+                    texts[item["path"]] = bytes(obstore.get(store, item["path"]).bytes())
         return [f"{name} is damaged" for name, text in texts.items() if not self._is_ref(text)]
 
     def _is_ref(self, text: bytes) -> bool:

@@ -25,12 +25,13 @@ from . import names
 FOLDER = "shortcuts"
 DRAFT = ".new-shortcuts"
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+SNAPSHOT = re.compile(r"[0-9A-Z]{20}")
 TAG = re.compile(rf"tag\.{re.escape(names.versions_branch(''))}({names.NAME.pattern})\.v({NUMBER.pattern})")
 
 
 def read_shortcut(place: Location, name: str, number: int) -> str | None:
     """The snapshot that the shortcut of a version names; None when there is none, or it is damaged."""
-    with reaching(place), suppress(FileNotFoundError):
+    with reaching(place), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return _snapshot((place.path / FOLDER / name / str(number)).read_bytes())
     return None
 
@@ -83,6 +84,7 @@ def _text(snapshot: str) -> str:
 
 def _snapshot(text: bytes) -> str | None:
     try:
-        return str(json.loads(text)["snapshot"])
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(text)["snapshot"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return found if isinstance(found, str) and SNAPSHOT.fullmatch(found) else None

@@ -103,7 +103,8 @@ class ArtifactStore:
         self, name: str, content: Mapping[str, NDArray[Any] | Pieces], given: dict[str, Any], message: str
     ) -> Version:
         version = _retry(lambda: self._publish(name, content, given, message))
-        self._repo.set_shortcut(name, version.number, version.snapshot)
+        with suppress(StorageError):  # it is published; whoever looks for it finds it without the shortcut too
+            self._repo.set_shortcut(name, version.number, version.snapshot)
         return version
 
     def _publish(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -97,3 +98,17 @@ def test_a_failure_of_pip_audit_itself_is_not_hidden(osv) -> None:
     code, said = audit(osv(lambda name, before: {"vulns": BAD} if name == "jinja2" else strange))
     assert code == 1
     assert said.startswith("error: pip-audit failed: ")
+
+
+def test_something_else_that_listens_there_is_said(tmp_path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=lambda: other.accept()[0].sendall(b"220 ready\r\n"), daemon=True).start()
+        code, said = audit(f"http://127.0.0.1:{other.getsockname()[1]}/v1/query")
+    assert code == 0
+    assert said.startswith("not audited: ") and said.count("\n") == 1
+
+
+def test_an_address_without_its_scheme_is_refused() -> None:
+    command = [sys.executable, str(ROOT / "deploy/audit.py"), "--osv-url", "api.osv.dev"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "https://" in done.stderr) == (2, True)

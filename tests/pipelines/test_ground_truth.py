@@ -73,3 +73,19 @@ def test_interpret_states_what_was_recovered(made, tmp_path):
     assert known(open_dataset(made))
     assert result.metrics["truth_recovered"] > 0.8 and result.metrics["truth_support_f1"] > 0.5
     assert "truth_support_f1" in out.read_text()
+
+
+def test_features_that_never_occur_do_not_count(made):
+    pytest.importorskip("scipy")
+    data = open_dataset(made)
+    truth = data.side("truth")
+    assert truth is not None
+    active = draw(GeneratedSource.model_validate({**data.attributes["recipe"], "out": made}), truth, data.shards()[0])[
+        1
+    ]
+    few = torch.from_numpy(active[:3])
+    counting = GroundTruth(data, truth)
+    every = torch.arange(FEATURES, dtype=torch.int32).expand(3, -1)
+    counting.add(0, torch.zeros(3, DIM), Codes(every, few))
+    assert not bool((few != 0).any(0).all())
+    assert counting.numbers()["truth_support_f1"] == 1

@@ -5,6 +5,7 @@ import yaml
 from sparsefleet.workers import LearnJob
 from sparsefleet.workers.documents import LARGEST, TooLarge, load_yaml, read_short, read_yaml
 from sparsefleet.workers.errors import JobError
+from sparsefleet.workers.job import parse_assignment
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
     f"{now}: &{now} [{', '.join([f'*{before}'] * 8)}]\n" for before, now in zip("abcdefghi", "bcdefghij")
@@ -38,3 +39,14 @@ def test_files_are_read_up_to_a_size(tmp_path):
         read_short(larger)
     with pytest.raises(JobError, match="more than 1,048,576 bytes"):
         LearnJob.from_yaml(larger)
+
+
+@pytest.mark.parametrize(("text", "why"), [("[" * 3000, "nests too deeply"), ("2026-13-45", "month")])
+def test_what_the_parser_stumbles_over_is_said(tmp_path, text, why):
+    with pytest.raises(yaml.YAMLError, match=why):
+        load_yaml(text)
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(JobError, match="is not YAML"):
+        LearnJob.from_yaml(tmp_path / "job.yaml")
+    with pytest.raises(JobError, match="is not a YAML value"):
+        parse_assignment(f"model.x={text}")

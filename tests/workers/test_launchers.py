@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sparsefleet.models import ModelError
 from sparsefleet.workers import EngineError, JobError, LearnJob, run
 from sparsefleet.workers.engines import mpi, mpich
 from sparsefleet.workers.engines.mpi import find_launcher
@@ -114,3 +115,17 @@ def test_ranks_do_not_outlive_their_launcher(make_data, tmp_path: Path) -> None:
         follow()
     assert len(ranks) >= 2
     assert psutil.wait_procs(ranks, timeout=20)[1] == []
+
+
+@pytest.mark.e2e
+def test_an_error_that_all_ranks_tell_at_once_and_at_length_is_read(make_data, tmp_path: Path) -> None:
+    """gforker hands on what ranks print in pieces, so that lines of two ranks would mix."""
+    own = (Path(__file__).parents[1] / "own_mean.py").read_text()
+    assert "raise ModelError(" in own
+    (tmp_path / "long_mean.py").write_text(own.replace("raise ModelError(", "raise ModelError('e' * 5000 + "))
+    job = LearnJob.parse({
+        "data": make_data(), "model": "long_mean:Mean", "module_path": str(tmp_path), "settings": {"fail_at": 2},
+        "atoms": 3, "restarts": 0, "engine": "mpi", "workers": 2, "threads": 1, "store": str(tmp_path / "store"),
+    })  # fmt: skip
+    with pytest.raises(ModelError, match="e" * 5000):
+        list(run("learn", job))

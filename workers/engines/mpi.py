@@ -23,6 +23,7 @@ from pathlib import Path
 from .. import logs
 from ..errors import JobError
 from ..job import Job
+from ..messages import CHANNEL
 from ..plan import threads_of
 from ..progress import Progress
 from . import mpich
@@ -36,8 +37,17 @@ ENDS_WITH_LAUNCHER = "SPARSEFLEET_ENDS_WITH_LAUNCHER"
 """Set for ranks that must see to it themselves that they do not outlive their launcher."""
 
 MODULE = "sparsefleet.workers.mpi_main"
-MAIN = f"import runpy; from mpi4py import MPI; runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
-"""What a rank runs. MPI comes first: a rank that fails before it cannot tell the others, and they may wait for it."""
+MAIN = f"""
+import ctypes, os, runpy
+if os.environ.get({ENDS_WITH_LAUNCHER!r}):
+    ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
+    if os.getppid() == 1:
+        os._exit(1)
+from mpi4py import MPI
+runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)
+"""
+"""What a rank runs. A launcher that is gone already takes it along. MPI comes before all else: a rank that fails before
+it cannot tell the others, and they may wait for it."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +123,24 @@ def _attempt(program: str, job: Job, launcher: Launcher) -> Generator[Progress, 
         path.write_text(json.dumps(job.to_dict()), encoding="utf-8")
         rank = [sys.executable, "-u", "-m", "mpi4py", "-c", MAIN, program, type(job).__name__, str(path)]
         env = {**os.environ, **launcher.env, "OMP_NUM_THREADS": str(threads_of(job)), "ICECHUNK_LOG": "off"}
+        # gforker hands on what ranks print in pieces of a thousand bytes: they write to a pipe of their own instead.
+        reader, writer = os.pipe()
+        own = {ENDS_WITH_LAUNCHER: "1", CHANNEL: str(writer)} if launcher.is_gforker else {}
         process = subprocess.Popen(
             [*launcher.words, "-n", str(job.workers), *rank],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL if own else writer,
             stderr=errors,
-            text=True,
-            env=env | ({ENDS_WITH_LAUNCHER: "1"} if launcher.is_gforker else {}),
+            pass_fds=(writer,) if own else (),
+            env=env | own,
             preexec_fn=_leave_no_cores if launcher.is_gforker else die_with_parent,
         )
+        os.close(writer)
+        messages = os.fdopen(reader, encoding="utf-8", errors="replace")
         try:
-            assert process.stdout is not None
             failed: Exception | None = None
             done = False
-            for line in process.stdout:
+            for line in messages:
                 message = _parse(line)
                 if "progress" in message:
                     progress = Progress.model_validate(message["progress"])
@@ -144,6 +158,7 @@ def _attempt(program: str, job: Job, launcher: Launcher) -> Generator[Progress, 
             if not done:
                 raise GroupLost(f"MPI ended before the work was done{_tail(errors)}")
         finally:
+            messages.close()
             _end(process)
 
 
@@ -163,10 +178,8 @@ def _tail(errors: object) -> str:
     return f": {lines[-1].strip()}" if lines else ""
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End the launcher and with it the ranks."""
-    if process.stdout is not None:
-        process.stdout.close()
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)

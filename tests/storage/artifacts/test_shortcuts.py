@@ -1,11 +1,12 @@
 """Shortcuts to versions: derived, never believed, made again; stores from before have tags, which are moved."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sparsefleet.storage import locate
+from sparsefleet.storage import StorageError, locate
 from sparsefleet.storage.artifacts import ArtifactStore
 from sparsefleet.storage.artifacts.shortcuts import adopt_tags, all_shortcuts
 
@@ -168,3 +169,45 @@ def test_tags_that_an_earlier_program_adds_are_used_and_moved_by_garbage_collect
     filled.garbage_collect(older_than_days=0, dry_run=False)
     assert tags(filled.uri) == ["tag.mine"] and path.is_file()
     check(filled.uri)
+
+
+def test_versions_whose_branch_is_lost_are_kept(filled: ArtifactStore) -> None:
+    """Its shortcuts are the last that lead to them: nothing may remove what they name."""
+    shutil.rmtree(Path(filled.uri, "repository/refs/branch.artifact.a"))
+    with pytest.raises(StorageError, match=r"a: no branch leads to its versions .* nothing was removed"):
+        filled.garbage_collect(dry_run=False, older_than_days=0)
+    problems = ArtifactStore(filled.uri, create=False).verify()
+    assert any("no branch leads to its versions" in problem for problem in problems)
+    assert not any("remove this file" in problem for problem in problems)
+    lost = filled._repo.shortcut("a", 2)  # pyright: ignore[reportPrivateUsage]
+    assert lost is not None
+    assert filled._repo.commit(lost).metadata["version"] == 2  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("text", ['{"snapshot":"\\ud800"}', "[" * 5000, '{"snapshot":"../../x"}', "", "{}"])
+def test_a_shortcut_of_any_text_misleads_nobody(filled: ArtifactStore, text: str) -> None:
+    Path(filled.uri, "shortcuts/a/2").write_text(text)
+    assert any("shortcuts/a/2 is damaged" in problem for problem in filled.verify())
+    check(filled.uri)
+
+
+def test_a_folder_in_the_place_of_a_shortcut_hides_no_version(filled: ArtifactStore) -> None:
+    path = Path(filled.uri, "shortcuts/a/2")
+    path.unlink()
+    path.mkdir()
+    assert ArtifactStore(filled.uri, create=False).load("a@2").card["notes"] == "a 2"
+
+
+def test_a_version_is_published_although_its_shortcut_cannot_be_written(filled: ArtifactStore) -> None:
+    kept = Path(filled.uri, "shortcuts/a")
+    shutil.rmtree(kept)
+    kept.write_text("in the way")
+    assert filled.publish("a", arrays=W, card={}).number == 4
+    kept.unlink()
+    assert ArtifactStore(filled.uri, create=False).load("a@3").card["notes"] == "a 3"
+
+
+def test_tags_of_stores_from_before_are_what_icechunk_writes(filled: ArtifactStore) -> None:
+    snapshot = filled.resolve("a@1").snapshot
+    filled._repo._repo.create_tag("artifact.a.v1", snapshot)  # pyright: ignore[reportPrivateUsage]
+    assert Path(filled.uri, "repository/refs/tag.artifact.a.v1/ref.json").read_text() == tag_text(snapshot)
