@@ -86,6 +86,12 @@ def find_sites(network: nn.Module, names: list[str], layers: list[int]) -> list[
     return found
 
 
+def is_layer(network: nn.Module, module: str) -> bool:
+    """Whether the module at this path is one of the network's layers."""
+    path, blocks = _blocks(network)
+    return module in {f"{path}.{layer}" for layer in range(len(blocks))}
+
+
 def _blocks(network: Any) -> tuple[str, nn.ModuleList]:
     """The layers and their path."""
     config: Any = getattr(network, "config", None)

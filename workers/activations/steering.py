@@ -23,11 +23,13 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import JobError
-from .sites import ATTENTION, DOWN, UP
+from .sites import ATTENTION, DOWN, is_layer
 from .taps import Tap, module_at, replacing
 
 NAMED = 10
 """Tokens that a direction names."""
+WHOLE = ("mlp", "self_attn", "attn", "self_attention", "feed_forward", "ffn")
+"""Modules whose outputs are those of the projections in them."""
 AT_ONCE = 64
 """Directions computed together: each has V logits."""
 
@@ -60,21 +62,24 @@ class Steered:
 def images(network: Any, tap: Tap, directions: Tensor) -> Tensor | None:
     """[n, R] what directions [n, D] at a site add to the residual stream; None where that is not known.
 
-    Known are neurons and heads, whose layer's projection is linear but for its bias, and whatever is as wide as the
-    residual stream, apart from what an MLP reads. Norms between a projection and the stream (Gemma 2) are left out.
+    Known are neurons and heads, whose layer's projection is linear but for its bias; what these projections give, and
+    the MLP and the attention around them; and what layers take and give. Norms between a projection and the stream
+    (Gemma 2) are left out.
 
     Raises:
         JobError: the network has no last linear layer.
     """
-    inside = lambda names: tap.side == "input" and f".{tap.module}".endswith(tuple(f".{n}" for n in names))  # noqa: E731
-    if inside((*DOWN, *ATTENTION)):
+    wide = output_layer(network).weight.shape[1]
+    inside = lambda names: f".{tap.module}".endswith(tuple(f".{name}" for name in names))  # noqa: E731
+    projects = inside((*DOWN, *ATTENTION))
+    if projects and tap.side == "input":
         project = module_at(network, tap)
         given = directions.to(next(project.parameters()))
         with torch.no_grad():
             directions = project(given) - project(torch.zeros_like(given))
-    elif inside(UP):
+    elif not (projects or is_layer(network, tap.module) or (tap.side == "output" and inside(WHOLE))):
         return None
-    return directions if directions.shape[1] == output_layer(network).weight.shape[1] else None
+    return directions if directions.shape[1] == wide else None
 
 
 def named_tokens(network: Any, directions: Tensor) -> Tensor:

@@ -106,7 +106,13 @@ def test_a_projection_with_a_bias_makes_the_same_image(network):
 
 
 @pytest.mark.parametrize(
-    ("module", "dim"), [("model.layers.1.mlp.act_fn", 24), ("model.layers.1.mlp.gate_proj:input", 16)]
+    ("module", "dim"),
+    [
+        ("model.layers.1.mlp.act_fn", 24),
+        ("model.layers.1.mlp.gate_proj:input", 16),
+        ("model.layers.1.mlp:input", 16),
+        ("model.layers.1.self_attn.q_proj", 16),
+    ],
 )
 def test_without_an_image_only_the_divergence_is_stated(network, module, dim):
     found = steer(network, Tap.parse(module), CONTEXTS, directions(dim=dim), 2.5)
