@@ -24,9 +24,9 @@ ENGINE_BYTES = {"local": 0, "mpi": 30 << 20, "ray": 90 << 20}
 """What the engine's own libraries add to a worker."""
 MEMORY_WRITE = 100e6
 """Bytes per second at which what is kept of rows goes into a commit."""
-GROUPS = 5
-"""Groups of chunks that batches are mixed from: shuffled copies, and what the allocator comes to keep over the first
-hundreds of updates (measured: the process grows by four to five groups, then no more)."""
+GROUPS = 3
+"""Groups of chunks that batches are mixed from, beyond those of the trial: shuffled copies, and what the allocator comes
+to keep over the first hundreds of updates (measured: a process grows by four to five groups, then no more)."""
 AHEAD = 4
 """Blocks read ahead and in use where rows are not kept."""
 

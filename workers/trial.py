@@ -29,7 +29,7 @@ from .engines.failures import FINAL, describe, revive
 from .errors import EngineError
 from .feed import Feed, Update
 from .job import LearnJob
-from .plan import feed_budget, share_of
+from .plan import feed_budget, most_rows, share_of
 from .program import prepare_process, survey, total
 
 SECONDS = 4.0
@@ -97,6 +97,9 @@ def measure(job: LearnJob) -> Trial:
     data, model = open_dataset(job.data), job.build_share()
     schedule = job.build_schedule(model)
     rows = min(job.rows or data.rows, data.rows)
+    if schedule.update_every == "batch":
+        # As many as a worker keeps and mixes; where updates go through all rows, only the first blocks are read.
+        rows = most_rows(job, schedule, rows)
     base = _peak()
     budget = feed_budget(job, model, schedule, data)
     make = lambda schedule: Feed(  # noqa: E731
