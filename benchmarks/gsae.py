@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--beta", type=float, nargs="+", default=[1.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[900])
     parser.add_argument("--by-gradient", action="store_true", help="also choose codes as while learning")
+    parser.add_argument("--untied", action="store_true", help="networks whose last layer has weights of its own")
     parser.add_argument("--folder", type=Path, help="keeps the networks and the activations")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -198,7 +199,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for network in options.networks:
             folder = (options.folder or Path(scratch)) / f"network-{network}"
-            for key, measures in study(folder, Recipe(network), options).items():
+            for key, measures in study(folder, Recipe(network, tied=not options.untied), options).items():
                 found[key] += measures
     failed = [steps for steps in options.steps if not report(found, steps)]
     if failed:

@@ -40,6 +40,8 @@ class Recipe:
     steps: int = 2000
     rate: float = 3e-3
     dim: int = 64
+    tied: bool = True
+    """Whether the last linear layer has the weights of the embedding."""
 
 
 def excerpts(seed: int) -> Texts:
@@ -79,7 +81,7 @@ def train(folder: Path, texts: list[str], recipe: Recipe) -> None:
     ids = torch.tensor(tokenizer("\n".join(texts), verbose=False)["input_ids"])
     config = GPT2Config(
         vocab_size=256, n_positions=CONTEXT, n_embd=recipe.dim, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0,
-        attn_pdrop=0, activation_function="gelu", bos_token_id=0, eos_token_id=0,
+        attn_pdrop=0, activation_function="gelu", bos_token_id=0, eos_token_id=0, tie_word_embeddings=recipe.tied,
     )  # fmt: skip
     network = GPT2LMHeadModel(config)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=0.01)
