@@ -25,8 +25,8 @@ ENGINE_BYTES = {"local": 0, "mpi": 30 << 20, "ray": 90 << 20}
 MEMORY_WRITE = 100e6
 """Bytes per second at which what is kept of rows goes into a commit."""
 GROUPS = 3
-"""Groups of chunks that batches are mixed from, beyond those of the trial: shuffled copies, and what the allocator comes
-to keep over the first hundreds of updates (measured: a process grows by four to five groups, then no more)."""
+"""Groups of chunks that batches are mixed from, beyond those of the trial: shuffled copies, and what the allocator
+comes to keep over the first hundreds of updates (measured: a process grows by four to five groups, then no more)."""
 AHEAD = 4
 """Blocks read ahead and in use where rows are not kept."""
 
