@@ -55,7 +55,7 @@ $(INPUTS): deploy/inputs.txt | $(STAMP)
 real-models:
 	@$(MAKE) --no-print-directory inputs || echo "note: the tests of real language models will be skipped; for them: make inputs"
 
-test: $(STAMP) browser tools real-models  ## all tests, 17 minutes on 2 cores
+test: $(STAMP) browser tools real-models  ## all tests, 13 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 -m "not e2e and not chaos"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "e2e and not alone"
 	$(BIN)/python -m pytest -m alone

@@ -37,15 +37,11 @@ ENDS_WITH_LAUNCHER = "SPARSEFLEET_ENDS_WITH_LAUNCHER"
 """Set for ranks that must see to it themselves that they do not outlive their launcher."""
 
 MODULE = "sparsefleet.workers.mpi_main"
-MAIN = f"""
-import ctypes, os, runpy
-if os.environ.get({ENDS_WITH_LAUNCHER!r}):
-    ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
-    if os.getppid() == 1:
-        os._exit(1)
-from mpi4py import MPI
-runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)
-"""
+DIES = f"ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGTERM)}), os.getppid() == 1 and os._exit(1)"
+MAIN = (
+    f"import ctypes, os, runpy; os.environ.get({ENDS_WITH_LAUNCHER!r}) and ({DIES}); from mpi4py import MPI; "
+    f"runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
+)
 """What a rank runs. A launcher that is gone already takes it along. MPI comes before all else: a rank that fails before
 it cannot tell the others, and they may wait for it."""
 
