@@ -1,7 +1,9 @@
 """A small random language model and an encoder with their tokenizers, saved as transformers saves them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +72,23 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{i}.txt").write_text(write(length))
     (folder / "more.jsonl").write_text("".join(json.dumps({"text": write(n)}) + "\n" for n in (33, 5, 21)))
     return folder
+
+
+def plain_loss(network: Any, module: str, ids: list[int], change: Callable[[Any, Any], Any]) -> float:
+    """Mean cross-entropy in nats of the next token over windows of 16 tokens that overlap by one, by a plain hook: what
+    `module` gives for all tokens but a window's first is change(what it takes, what it gives), each [n, D]."""
+    import torch
+
+    def hook(_: object, args: tuple[Any, ...], out: Any) -> Any:
+        return torch.cat([out[:, :1], change(args[0][0, 1:], out[0, 1:])[None]], 1)
+
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - 1, 15):
+        window, following = ids[start : start + 16], torch.tensor(ids[start + 1 : start + 17])
+        handle = network.get_submodule(module).register_forward_hook(hook)
+        with torch.no_grad():
+            logits = network(torch.tensor([window])).logits[0]
+        handle.remove()
+        total += float(torch.nn.functional.cross_entropy(logits[: len(following)], following, reduction="sum"))
+        count += len(following)
+    return total / count

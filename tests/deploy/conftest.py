@@ -48,7 +48,7 @@ def tool(name: str) -> str:
     """Where a program is, beside Python or on the path; the test is skipped where it is not."""
     found = shutil.which(name, path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     if found is None:
-        pytest.skip(f"{name} is not installed (make tools)")
+        pytest.skip(f"{name} is not installed (make setup tools)")
     return found
 
 

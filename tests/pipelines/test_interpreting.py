@@ -16,6 +16,7 @@ from sparsefleet.storage import open_dataset
 from sparsefleet.workers import JobError
 from sparsefleet.workers.activations import hosts
 
+from ..networks import plain_loss
 from .conftest import make_bars
 
 CPU = torch.device("cpu")
@@ -95,21 +96,8 @@ def test_the_loss_recovered_is_that_of_plain_hooks(made, llama, texts):
         "reconstruction": lambda h: found.model.reconstruct(found.params, found.model.encode(found.params, Batch(h))),
     }
     for name, change in changes.items():
-        total, count = 0.0, 0
-        for start in range(0, len(ids) - 1, 15):
-            window, following = ids[start : start + 16], ids[start + 1 : start + 17]
-
-            def hook(module, args, out, change=change):
-                return torch.cat([out[:, :1], change(out[0, 1:])[None]], 1)
-
-            handle = network.get_submodule("model.layers.1").register_forward_hook(hook)
-            with torch.no_grad():
-                logits = network(torch.tensor([window])).logits[0]
-            handle.remove()
-            target = torch.tensor(following)
-            total += float(torch.nn.functional.cross_entropy(logits[: len(target)], target, reduction="sum"))
-            count += len(target)
-        assert metrics[f"ce_{name}"] == pytest.approx(total / count, rel=1e-4)
+        found_loss = plain_loss(network, "model.layers.1", ids, lambda _, out, change=change: change(out))
+        assert metrics[f"ce_{name}"] == pytest.approx(found_loss, rel=1e-4), name
     damage = metrics["ce_zero"] - metrics["ce_clean"]
     assert metrics["ce_recovered_zero"] == pytest.approx((metrics["ce_zero"] - metrics["ce_reconstruction"]) / damage)
 

@@ -129,3 +129,15 @@ def test_an_error_that_all_ranks_tell_at_once_and_at_length_is_read(make_data, t
     })  # fmt: skip
     with pytest.raises(ModelError, match="e" * 5000):
         list(run("learn", job))
+
+
+def test_a_launcher_that_cannot_be_started_is_one_line(make_data, tmp_path: Path) -> None:
+    broken = tmp_path / "launch"
+    broken.write_text("#!/nowhere\n")
+    broken.chmod(0o755)
+    job = LearnJob.parse({
+        "data": make_data(), "atoms": 3, "restarts": 0, "engine": "mpi", "workers": 2, "launcher": str(broken),
+        "store": str(tmp_path / "store"),
+    })  # fmt: skip
+    with pytest.raises(JobError, match=r"launch cannot be started: No such file or directory$"):
+        list(run("learn", job))

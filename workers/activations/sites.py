@@ -87,8 +87,11 @@ def find_sites(network: nn.Module, names: list[str], layers: list[int]) -> list[
 
 
 def is_layer(network: nn.Module, module: str) -> bool:
-    """Whether the module at this path is one of the network's layers."""
-    path, blocks = _blocks(network)
+    """Whether the module at this path is one of the network's layers; False where these are not known."""
+    try:
+        path, blocks = _blocks(network)
+    except JobError:
+        return False
     return module in {f"{path}.{layer}" for layer in range(len(blocks))}
 
 

@@ -86,7 +86,7 @@ def find_launcher(given: str | None) -> Launcher:
         words = shlex.split(given or "") or ["mpirun"]
     except ValueError as err:
         raise JobError(f"launcher={given!r} is not a command: {err}") from err
-    beside = Path(sys.executable).with_name(words[0])
+    beside = Path(sys.executable).parent / words[0]
     found = str(beside) if beside.exists() else shutil.which(words[0])
     if found is None:
         raise JobError(
@@ -122,17 +122,22 @@ def _attempt(program: str, job: Job, launcher: Launcher) -> Generator[Progress, 
         # gforker hands on what ranks print in pieces of a thousand bytes: they write to a pipe of their own instead.
         reader, writer = os.pipe()
         own = {ENDS_WITH_LAUNCHER: "1", CHANNEL: str(writer)} if launcher.is_gforker else {}
-        process = subprocess.Popen(
-            [*launcher.words, "-n", str(job.workers), *rank],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if own else writer,
-            stderr=errors,
-            pass_fds=(writer,) if own else (),
-            env=env | own,
-            preexec_fn=_leave_no_cores if launcher.is_gforker else die_with_parent,
-        )
-        os.close(writer)
         messages = os.fdopen(reader, encoding="utf-8", errors="replace")
+        try:
+            process = subprocess.Popen(
+                [*launcher.words, "-n", str(job.workers), *rank],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if own else writer,
+                stderr=errors,
+                pass_fds=(writer,) if own else (),
+                env=env | own,
+                preexec_fn=_leave_no_cores if launcher.is_gforker else die_with_parent,
+            )
+        except OSError as err:
+            messages.close()
+            raise JobError(f"{launcher.words[0]} cannot be started: {err.strerror or err}") from err
+        finally:
+            os.close(writer)
         try:
             failed: Exception | None = None
             done = False

@@ -119,6 +119,12 @@ def test_without_an_image_only_the_divergence_is_stated(network, module, dim):
     assert found.tokens is None and found.part(slice(2)).tokens is None and (found.divergence > 0).all()
 
 
+def test_a_network_without_a_list_of_layers_has_no_images_and_is_not_refused(network):
+    around = torch.nn.ModuleDict({"only": torch.nn.Linear(16, 16)})
+    around.get_output_embeddings = lambda: network.lm_head
+    assert images(around, Tap("only"), directions()) is None
+
+
 def test_what_cannot_be_steered_is_refused(network, bert):
     with pytest.raises(JobError, match="is 0, so that it has no direction"):
         steer(network, Tap("model.layers.1"), CONTEXTS, torch.zeros(1, 16, dtype=torch.float64), 1.0)
