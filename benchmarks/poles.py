@@ -36,7 +36,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hosts.bytes import Host, Recipe, byte_tokenizer, excerpts, load, prepare, styled
+from hosts.bytes import Recipe, byte_tokenizer, excerpts, prepare, styled
+from hosts.harvested import Host, load
 from hosts.learning import learn, rebuilt
 from sparsefleet.models import Batch, Params, make_model
 from sparsefleet.models.autoencoders.topk import TopK
@@ -263,8 +264,8 @@ def study(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Found, 
     """All ways of steering with one network, and what they cost elsewhere."""
     texts = styled(excerpts(seed))
     few = texts | {"held": texts["held"][:TEXTS]}
-    prepare(folder, Recipe(seed, steps=options.host_steps), few, rows=ROWS, gradients=False)
-    host, stored = load(folder, gradients=False), open_dataset(str(folder / "rows.zarr"))
+    site = prepare(folder, Recipe(seed, steps=options.host_steps), few, rows=ROWS, gradients=False)
+    host, stored = load(folder, site, gradients=False), open_dataset(str(folder / "rows.zarr"))
     data = torch.from_numpy(stored.read(0, stored.rows, "data"))
     # Texts in capitals have even numbers.
     capital = torch.from_numpy(stored.read(0, stored.rows, "document")) % 2 == 0

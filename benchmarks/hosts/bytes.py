@@ -1,4 +1,4 @@
-"""Byte-level GPTs that learn the source of Python's standard library, and what their residual stream loses by a change.
+"""Byte-level GPTs that learn the source of Python's standard library.
 
 Two layers, contexts of 64 bytes. Files are split into those that the network learns, those whose activations are
 harvested after the first block (`rows`), and those by which everything is judged (`held`).
@@ -6,30 +6,18 @@ harvested after the first block (`rows`), and those by which everything is judge
 
 from __future__ import annotations
 
-import json
 import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from sparsefleet.storage import open_dataset
-from sparsefleet.workers.activations import hosts
-from sparsefleet.workers.activations.harvesting import harvest, read
-from sparsefleet.workers.activations.job import HarvestJob
-from sparsefleet.workers.activations.splicing import Change, losses
-from sparsefleet.workers.activations.taps import Tap, record
-from sparsefleet.workers.activations.windows import Windows
-from sparsefleet.workers.communicator import Solo
+from hosts.harvested import Site, Texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-CONTEXT, EXCERPT, HELD, HARVESTED, AT_ONCE = 64, 2000, 24, 80, 64
-CPU = torch.device("cpu")
-Texts = dict[str, list[str]]
+CONTEXT, EXCERPT, HELD, HARVESTED = 64, 2000, 24, 80
 
 
 @dataclass(frozen=True)
@@ -44,15 +32,16 @@ class Recipe:
     """Whether the last linear layer has the weights of the embedding."""
 
 
-def excerpts(seed: int) -> Texts:
-    """Texts for the network, for autoencoders (`rows`) and to judge by (`held`); no file serves two of them."""
+def excerpts(seed: int, *, harvested: int = HARVESTED) -> Texts:
+    """Texts for the network, for autoencoders (`rows`, of so many files) and to judge by (`held`); no file serves two
+    of them."""
     library = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"site-packages", "test", "tests", "idle_test", "lib2to3"}
     files = sorted(p for p in library.rglob("*.py") if not left_out & set(p.relative_to(library).parts))
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
     texts = [text for text in texts if len(text) >= EXCERPT and text.isascii()]
     order = np.random.default_rng(seed).permutation(len(texts))
-    held, rows, whole = np.split(order, [HELD, HELD + HARVESTED])
+    held, rows, whole = np.split(order, [HELD, HELD + harvested])
     return {
         "held": [texts[i][-EXCERPT:] for i in held],
         "rows": [texts[i][-EXCERPT:] for i in rows],
@@ -102,59 +91,12 @@ def train(folder: Path, texts: list[str], recipe: Recipe) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def harvest_job(folder: Path, part: str, *, rows: int | None, gradients: bool) -> HarvestJob:
-    """The job that writes the residual stream of one part of the texts."""
-    return HarvestJob(
-        model=str(folder / "host"), texts=[str(folder / f"{part}.jsonl")], out=str(folder / f"{part}.zarr"),
-        layers=[0], gradients=gradients, context=CONTEXT, tokens=rows, dtype="float32", batch=64, overwrite=True,
-    )  # fmt: skip
-
-
-def prepare(folder: Path, recipe: Recipe, texts: Texts, *, rows: int, gradients: bool) -> None:
+def prepare(folder: Path, recipe: Recipe, texts: Texts, *, rows: int, gradients: bool) -> Site:
     """Make the network and the data set `rows.zarr`, unless they are in `folder`."""
-    if (folder / "ready").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    train(folder / "host", texts["network"], recipe)
-    for part in ("rows", "held"):
-        lines = [json.dumps({"text": text}) for text in texts[part]]
-        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for _ in harvest(harvest_job(folder, "rows", rows=rows, gradients=gradients), Solo(), CPU):
-        pass
-    (folder / "ready").touch()
-
-
-@dataclass(frozen=True)
-class Host:
-    """A network, and the texts held back with what passes at the site."""
-
-    network: Any
-    tap: Tap
-    windows: Windows
-    x: Tensor
-    """[N, D]"""
-    gradients: list[Tensor]
-    """Of each batch of windows, [n, D]: of the next bytes' summed cross-entropy; none where they were not asked for."""
-
-    def rises(self, changes: dict[str, Change]) -> dict[str, float]:
-        """Rise of the cross-entropy in nats by each change, and the network's own as `clean`."""
-        found = losses(self.network, self.tap, self.windows, changes, CPU, batch=AT_ONCE)
-        return {name: value - (0 if name == "clean" else found["clean"]) for name, value in found.items()}
-
-
-def load(folder: Path, *, gradients: bool) -> Host:
-    """Held-out activations and gradients, in the order in which `losses` comes by them."""
-    job = harvest_job(folder, "held", rows=None, gradients=gradients)
-    windows, network = read(job).windows, hosts.load_network(folder / "host", CPU)
-    tap = Tap.parse(open_dataset(str(folder / "rows.zarr")).attributes["module"])
-    x: list[Tensor] = []
-    found: list[Tensor] = []
-    for first in range(0, len(windows.starts), AT_ONCE):
-        inputs = windows.batch(range(first, min(first + AT_ONCE, len(windows.starts))))
-        loss = lambda given, labels=inputs.labels: hosts.next_token_loss(given, labels)  # noqa: E731
-        forward = lambda inputs=inputs: hosts.feed(network, inputs, CPU)  # noqa: E731
-        passed = record(network, [tap], forward, loss if gradients else None)
-        x.append(passed.activations[tap].flatten(0, 1)[inputs.rows])
-        if gradients:
-            found.append(passed.gradients[tap].flatten(0, 1)[inputs.rows])
-    return Host(network, tap, windows, torch.cat(x), found)
+    site = Site(str(folder / "host"), layer=0, context=CONTEXT, at_once=64)
+    if not (folder / "ready").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        train(folder / "host", texts["network"], recipe)
+        site.harvest(folder, texts, rows=rows, gradients=gradients)
+        (folder / "ready").touch()
+    return site

@@ -39,6 +39,14 @@ class Imported:
     params: Params
 
 
+def _require_own_selection(model: Autoencoder) -> None:
+    if isinstance(model, GradientTopK) and model.encode_by == "gradient":
+        raise ModelError(
+            "encode_by=gradient: other libraries choose latents without gradients and would give other codes; export as "
+            "npz or safetensors, or learn with encode_by=activation"
+        )
+
+
 # -- SAELens --------------------------------------------------------------------------------------------------------
 
 
@@ -48,6 +56,7 @@ def to_saelens(model: Autoencoder, params: Params) -> tuple[Config, Tensors]:
     Raises:
         ModelError: SAELens knows no such autoencoder.
     """
+    _require_own_selection(model)
     w = _folded(model, params)
     tensors: Tensors = {"W_enc": w["W_enc"].T, "W_dec": w["W_dec"], "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
     more: Config = {}
@@ -148,6 +157,7 @@ def to_sparsify(model: Autoencoder, params: Params) -> tuple[Config, Tensors]:
     Raises:
         ModelError: sparsify knows no such autoencoder.
     """
+    _require_own_selection(model)
     if type(model) not in (TopK, GroupMax, GradientTopK):
         raise ModelError(f"sparsify has no {type(model).__name__}, only topk and groupmax: export as saelens")
     assert isinstance(model, TopK)

@@ -172,6 +172,13 @@ def test_what_overflows_when_it_is_folded_in_is_refused():
         from_saelens({**config, "apply_b_dec_to_input": False}, tensors)
 
 
+@pytest.mark.parametrize("save", [to_saelens, to_sparsify])
+def test_codes_chosen_by_gradient_do_not_become_others_unsaid(save):
+    model, params, _ = learned("gsae", encode_by="gradient")
+    with pytest.raises(ModelError, match="encode_by=gradient: other libraries choose latents without gradients"):
+        save(model, params)
+
+
 def test_what_the_formats_lack_is_said():
     for name, write in (("groupmax", to_saelens), ("batchabstopk", to_saelens), ("relu", to_sparsify)):
         model, params, _ = learned(name)
