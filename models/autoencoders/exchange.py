@@ -42,8 +42,8 @@ class Imported:
 def _require_own_selection(model: Autoencoder) -> None:
     if isinstance(model, GradientTopK) and model.encode_by == "gradient":
         raise ModelError(
-            "encode_by=gradient: other libraries choose latents without gradients and would give other codes; export as "
-            "npz or safetensors, or learn with encode_by=activation"
+            "encode_by=gradient: other libraries choose latents without gradients and would give other codes: "
+            "export as npz or safetensors, or learn with encode_by=activation"
         )
 
 
