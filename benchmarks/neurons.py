@@ -204,13 +204,14 @@ class Steered:
         alpha = torch.full((n,), 0.1 * self._length, dtype=torch.float64)
         moved, rise = torch.zeros(n, dtype=torch.float64), torch.zeros(n, len(sets), dtype=torch.float64)
         todo = torch.arange(n)
-        for _ in range(ROUNDS):
+        for left in reversed(range(ROUNDS)):
             moved[todo], rise[todo] = self._at(unit[todo], alpha[todo], sets)
             above = moved >= KL
             high = torch.where(above, high.minimum(alpha), high)
             low = torch.where(above, low, low.maximum(alpha))
             todo = torch.nonzero((moved / KL - 1).abs() > CLOSE).flatten()
-            if not len(todo):
+            # What is returned belongs together: α stays where it was measured last.
+            if not left or not len(todo):
                 break
             # Of small changes the divergence grows with the square of α.
             guess = alpha * (KL / moved.clamp(min=1e-9)).sqrt().clamp(0.25, 4)

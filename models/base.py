@@ -160,8 +160,10 @@ class Model(ABC):
         Raises:
             ModelError: this model needs all atoms on every worker, or its atoms cannot be dealt like that.
         """
+        from .registry import name_of
+
         raise ModelError(
-            f"atom_groups={peers.size}: {type(self).__name__} needs all atoms on every worker; use --atom-groups 1"
+            f"atom_groups={peers.size}: {name_of(self)} needs all atoms on every worker; use --atom-groups 1"
         )
 
     @property

@@ -57,7 +57,10 @@ def load_model_class(name: str) -> type[Model]:
     try:
         module = import_module(module_name)
     except ImportError as err:
-        raise ModelError(f"model {name!r}: cannot import {module_name!r} ({err})") from err
+        # Another module that is missing would be one that this one imports.
+        found = isinstance(err, ModuleNotFoundError) and f"{module_name}.".startswith(f"{err.name}.")
+        where = "; --module-path names the folder that holds it" if found else ""
+        raise ModelError(f"model {name!r}: cannot import {module_name!r} ({err}){where}") from err
     found = getattr(module, class_name, None)
     if found is None:
         raise ModelError(f"model {name!r}: module {module_name!r} has no class {class_name!r}")
@@ -73,6 +76,12 @@ def make_model(name: str, settings: dict[str, Any]) -> Model:
         ModelError: an unknown setting (the nearest is suggested), a value of the wrong type or out of range.
     """
     return configured("model", name, load_model_class(name), settings)
+
+
+def name_of(model: Model) -> str:
+    """What `make_model` calls a model: its name here, or package.module:Class."""
+    target = f"{type(model).__module__}:{type(model).__qualname__}"
+    return next((name for name, known in MODELS.items() if known == target), target)
 
 
 def configured(kind: str, name: str, cls: type[T], settings: dict[str, Any]) -> T:

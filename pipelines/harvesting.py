@@ -23,12 +23,18 @@ class HarvestResult:
     bytes: int
     fit: Fit
 
+    @property
+    def files_left_out(self) -> int:
+        """Files of the texts of which `tokens` left no row, the last ones."""
+        return int(self.fit.metrics["files_left_out"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "out": ", ".join(self.outs),
             "outs": list(self.outs),
             "rows": self.rows,
+            "files_left_out": self.files_left_out,
             "dims": list(self.dims),
             "bytes": self.bytes,
             "seconds": self.fit.seconds,
@@ -92,6 +98,7 @@ def dry_run(job: HarvestJob) -> dict[str, Any]:
     return {
         "model": job.model,
         "documents": harvester.documents,
+        "files_left_out": harvester.files_left_out(),
         "rows": harvester.rows,
         "data_sets": dict(zip(harvester.outs(), (site.meaning for site in harvester.sites()))),
         "shards": len(harvester.shards),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # What `writer` asks zarr for: chunks as they are in memory, each followed by its checksum, the index at the end.
 PLAIN_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+MAKE_ONE = "make one with 'sparsefleet ingest' or 'sparsefleet harvest'"
 
 
 class Dataset:
@@ -204,10 +205,10 @@ def read_header(place: Location) -> tuple[Group, Header]:
     """Group and header of the data set at `place`, finished or not. NotFound or StorageError."""
     group = open_group(place)
     if group is None:
-        raise NotFound(f"no data set at {place.uri}: make one with 'sparsefleet ingest'")
+        raise NotFound(f"no data set at {place.uri}: {MAKE_ONE}")
     raw = group.attrs.get(HEADER)
     if raw is None:
-        raise StorageError(f"{place.uri} is not a data set of sparsefleet: make one with 'sparsefleet ingest'")
+        raise StorageError(f"{place.uri} is not a data set of sparsefleet: {MAKE_ONE}")
     return group, parse_header(raw, place.uri)
 
 
@@ -222,7 +223,7 @@ def open_group(place: Location, *, read_only: bool = True) -> Group | None:
             return zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
     except NotFound:
         if place.is_local and place.path.is_file():
-            raise StorageError(f"{place.uri} is a file, not a data set: make one with 'sparsefleet ingest'") from None
+            raise StorageError(f"{place.uri} is a file, not a data set: {MAKE_ONE}") from None
         if place.is_empty():
             return None
         raise StorageError(f"{place.uri} is no data set: other files are there, but no zarr.json") from None

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from ..storage import Dataset
 from .errors import JobError
 
+MADE_BY = {"gradients": "harvest --gradients", "outputs": "harvest --target SITE"}
+"""Commands that write arrays of these names."""
+
 
 def widths(data: Dataset, arrays: tuple[str, ...]) -> tuple[int, ...]:
     """Columns of each array.
@@ -19,8 +22,10 @@ def widths(data: Dataset, arrays: tuple[str, ...]) -> tuple[int, ...]:
     """
     for name in arrays:
         if name not in data.arrays:
+            remedy = f"; `sparsefleet {MADE_BY[name]}` writes one" if name in MADE_BY else ""
             raise JobError(
                 f"data set {data.uri!r} has no array {name!r}, which the model reads: it has {', '.join(data.arrays)}"
+                + remedy
             )
     return tuple(data.width(name) for name in arrays)
 

@@ -59,6 +59,10 @@ class JumpReLU(Elementwise):
         for name in ("l0", "bandwidth"):
             if not getattr(self, name) > 0:
                 raise ModelError(f"{name}={getattr(self, name)} must be above 0")
+        if self.penalty == "target" and self.l0 > self.atoms:
+            raise ModelError(
+                f"l0={self.l0} active latents of atoms={self.atoms}: choose l0 above 0 and at most {self.atoms}"
+            )
         if not self.start_threshold >= 0:
             raise ModelError(f"start_threshold={self.start_threshold} must be 0 or more")
 

@@ -46,6 +46,8 @@ def command(files: tuple[str, ...], **given: Any) -> None:
     def show() -> None:
         for out, dim in zip(result.outs, result.dims):
             click.echo(f"{out}: {result.rows:,} rows of {dim}")
+        if result.files_left_out:
+            click.echo(_left_out(result.rows, result.files_left_out))
         speed = result.fit.metrics["tokens_per_second"]
         click.echo(f"{size(result.bytes)} in {duration(result.fit.seconds)}, {speed:,.0f} tokens/s")
         say(f"next: sparsefleet learn --data {result.outs[0]} --model topk --atoms {8 * result.dims[0]} --dry-run")
@@ -62,6 +64,14 @@ def _dry_run(job: HarvestJob, as_json: bool) -> None:
         shown = {n: v for n, v in found.items() if n != "data_sets"}
         pairs(shown | {"bytes": size(found["bytes"]), "seconds": f"about {duration(found['seconds'])}"})
         pairs({f"  {out}": meaning for out, meaning in found["data_sets"].items()})
+        if found["files_left_out"]:
+            click.echo(_left_out(found["rows"], found["files_left_out"]))
         say("nothing was written; next: the same command without --dry-run")
 
     emit(found, as_json, show)
+
+
+def _left_out(rows: int, files: int) -> str:
+    """That the last files give no row, and what to do."""
+    which = "the last file is" if files == 1 else f"the last {files:,} files are"
+    return f"{rows:,} rows, as --tokens asks for: {which} left out; raise --tokens or give fewer texts"

@@ -29,6 +29,19 @@ def test_from_texts_to_a_dictionary(sparsefleet, llama, files, tmp_path):
     assert shown["attributes"]["site"] == "residual" and "gradients" in shown["arrays"]
 
 
+@pytest.mark.parametrize("dry", [True, False])
+def test_files_that_are_left_out_are_said(sparsefleet, llama, files, dry):
+    given = ["harvest", "--model", llama, *files, "--context", 16, *(["--dry-run"] if dry else [])]
+    said = sparsefleet(*given, "--tokens", 60, "--out", "a.zarr")
+    line = f"60 rows, as --tokens asks for: the last {len(files) - 3} files are left out; raise --tokens or give fewer"
+    assert said.code == 0 and line in said.out, said.out
+    one = sparsefleet(*given, "--tokens", 95, "--out", "b.zarr")
+    assert "the last file is left out; raise --tokens" in one.out, one.out
+    assert "left out" not in sparsefleet(*given, "--tokens", 154, "--out", "c.zarr").out
+    told = sparsefleet(*given, "--tokens", 60, "--out", "d.zarr", "--json").json
+    assert told["files_left_out"] == len(files) - 3
+
+
 def test_a_dry_run_keeps_nothing(sparsefleet, llama, texts, tmp_path):
     options = ["--model", llama, "--site", "mlp,attention", "--context", 16, "--out", "a.zarr", "--dry-run"]
     said = sparsefleet("harvest", *options, texts, "--json")

@@ -227,7 +227,7 @@ def test_a_start_that_died_while_laying_out_begins_again(tmp_path: Path, monkeyp
 
 
 def test_nothing_there_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"no data set at .*sparsefleet ingest"):
+    with pytest.raises(NotFound, match=r"no data set at .*sparsefleet ingest' or 'sparsefleet harvest'"):
         open_dataset(str(tmp_path / "none.zarr"))
     with pytest.raises(NotFound):
         open_writer(str(tmp_path / "none.zarr"))

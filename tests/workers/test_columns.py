@@ -47,6 +47,18 @@ def test_columns_stand_side_by_side(data):
         widths(opened, ("data", "inputs"))
 
 
+@pytest.mark.parametrize(("name", "remedy"), [("gradients", "--gradients"), ("outputs", "--target SITE")])
+def test_what_harvest_can_write_is_named_with_its_option(tmp_path, name, remedy):
+    layout = {"data": ((DIM,), "float32")}
+    uri = str(tmp_path / "bare.zarr")
+    writer = create_dataset(uri, rows=4, arrays=layout, shard_rows=4, chunk_rows=4, attributes={"made": "a test"})
+    for shard in writer.shards():
+        writer.write(shard, data=np.ones((4, DIM), np.float32))
+    data = writer.finish()
+    with pytest.raises(JobError, match=f"no array '{name}'.* it has data; `sparsefleet harvest {remedy}` writes one$"):
+        widths(data, ("data", name))
+
+
 def test_a_gradient_autoencoder_learns_and_encodes(data, tmp_path):
     result = learn(job(data, tmp_path, "gsae", k=3))
     assert result.fit.step == 12

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sparsefleet.models import Schedule, make_model
-from sparsefleet.storage import create_dataset, open_dataset
+from sparsefleet.storage import Dataset, create_dataset, open_dataset
 from sparsefleet.workers.communicator import Solo
 from sparsefleet.workers.errors import JobError
 from sparsefleet.workers.feed import Feed, read_ahead
@@ -93,6 +93,28 @@ def test_epochs_differ_and_seeds_differ(make_data):
     one = rows_of(feed(uri, passes=2).run(0))
     assert not torch.equal(one[0], one[len(one) // 2])
     assert not torch.equal(one[0], rows_of(feed(uri, passes=2, seed=6).run(0))[0])
+
+
+def test_shuffled_batches_are_read_in_whole_chunks_each_once_a_pass(make_data, monkeypatch):
+    """Rows picked one by one out of a shuffled index drag their chunks along, again and again."""
+    uri = make_data(2000, chunk_rows=64)
+    data, real, asked = open_dataset(uri), Dataset.read, []
+
+    def read(self, start, stop, name="data"):
+        asked.append((start, stop))
+        return real(self, start, stop, name)
+
+    monkeypatch.setattr(Dataset, "read", read)
+    batches = rows_of(feed(uri, batch=100, passes=2, budget=0).run(0))
+    monkeypatch.undo()
+    chunks = [(start, min(start + 64, 2000)) for start in range(0, 2000, 64)]
+    first, second = asked[: len(chunks)], asked[len(chunks) :]
+    assert sorted(first) == sorted(second) == chunks and chunks != first != second
+    # And yet rows of a batch come from all over.
+    numbers = {row.tobytes(): i for i, row in enumerate(data.read(0, 2000).astype(np.float64))}
+    for batch in batches:
+        places = np.array([numbers[row.tobytes()] for row in batch.numpy()])
+        assert len(np.unique(places // 64)) >= 10 and (np.diff(places) != 1).mean() > 0.9
 
 
 def test_nan_rows_are_named(tmp_path):

@@ -79,6 +79,7 @@ def harvest(job: HarvestJob, comm: Communicator, device: torch.device) -> Genera
     comm.barrier()
     speed = total / max(time.monotonic() - started, 1e-9)
     metrics = {"rows": float(harvester.rows), "tokens_per_second": speed}
+    metrics["files_left_out"] = float(harvester.files_left_out()) if comm.rank == 0 else 0.0
     result = {"outs": harvester.outs(), "rows": harvester.rows}
     seconds = time.monotonic() - begun
     yield Progress(kind="done", step=rows, steps=rows, metrics=metrics, seconds=seconds, result=result)
@@ -116,9 +117,10 @@ class Harvester:
         self._job, self._device = job, device
         self._windows, self._origins = reading.windows, reading.origins
         path = hosts.find_model(job.model)
-        self._model = hosts.fingerprint(path)
+        name = hosts.name_of(job.model, path)
+        self._model = hosts.fingerprint(path, name)
         if job.gradients and not hosts.predicts_next(path):
-            raise JobError(f"gradients: {path.name} does not predict next tokens, so there is no loss to differentiate")
+            raise JobError(f"gradients: {name} does not predict next tokens, so there is no loss to differentiate")
         self._network: Any = hosts.load_network(path, device, job.compute)
         _check_length(self._network, job)
         self._sites = find_sites(self._network, job.site, job.layers)
@@ -142,6 +144,12 @@ class Harvester:
     def documents(self) -> int:
         """Documents that rows come from."""
         return len(self._origins)
+
+    def files_left_out(self) -> int:
+        """Files of the texts behind the last one that rows come from, where `tokens` ended the harvest."""
+        if self.rows != self._job.rows:
+            return 0
+        return len(find_texts(self._job.texts)) - 1 - int(self._origins[-1, 0])
 
     def outs(self) -> list[str]:
         """Where the data sets are, in the order of sites."""

@@ -56,13 +56,20 @@ def find_model(model: str) -> Path:
     )
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Name and hashes of a model's files."""
+def name_of(model: str, path: Path) -> str:
+    """What data sets and messages call the model that `find_model` found at `path`: an input as the user does, others
+    by the path's last part."""
+    return model if model.startswith(SCHEME) else path.name
+
+
+def fingerprint(path: Path, name: str = "") -> dict[str, Any]:
+    """Name (by default the path's last part) and hashes of a model's files."""
     if path.is_file():
-        return {"name": path.name, "files": [file_fingerprint(path)]}
+        return {"name": name or path.name, "files": [file_fingerprint(path)]}
     weights = sorted(p for pattern in WEIGHTS for p in path.glob(pattern))
     tokens = [p for p in (path / "tokenizer.json", path / "vocab.txt") if p.is_file()][:1]
-    return {"name": path.name, "files": [file_fingerprint(p) for p in (path / "config.json", *weights, *tokens)]}
+    files = [file_fingerprint(p) for p in (path / "config.json", *weights, *tokens)]
+    return {"name": name or path.name, "files": files}
 
 
 def require_packages() -> None:
@@ -194,9 +201,7 @@ def _loading(path: Path) -> Generator[None]:
     try:
         yield
     except ImportError as err:
-        raise JobError(
-            f"{path.name} needs more packages ({_line(err)}): pip install 'sparsefleet[activations]'"
-        ) from err
+        raise JobError(f"{path} needs more packages ({_line(err)}): pip install 'sparsefleet[activations]'") from err
     except (OSError, ValueError, KeyError, RuntimeError) as err:
         raise JobError(f"transformers cannot load {path}: {_line(err)}") from err
 

@@ -287,6 +287,8 @@ def test_the_running_threshold_starts_unbiased():
         ("jumprelu", {"normalize": "none"}, r"need data of known scale"),
         ("jumprelu", {"bandwidth": 0.0}, r"bandwidth=0.0"),
         ("jumprelu", {"penalty": "tanh"}, r"penalty"),
+        ("jumprelu", {"penalty": "target", "l0": 64.5}, r"l0=64.5 active latents of atoms=64: .* at most 64$"),
+        ("jumprelu", {"penalty": "target", "l0": 0.0}, r"l0=0.0 must be above 0"),
         ("jumprelu", {"start_threshold": -0.1}, r"start_threshold=-0.1"),
         ("topk", {"code_width": 0}, r"code_width=0"),
     ],
@@ -294,6 +296,10 @@ def test_the_running_threshold_starts_unbiased():
 def test_settings_out_of_range_are_refused(name, settings, message):
     with pytest.raises(ModelError, match=message):
         make(name, **settings)
+
+
+def test_an_l0_that_nothing_aims_at_may_be_larger_than_the_dictionary():
+    assert make("jumprelu", l0=100.0).l0 == 100 and make("jumprelu", penalty="target", l0=64.0).l0 == 64
 
 
 def test_default_widths_cover_all_latents():

@@ -1,7 +1,15 @@
 """Errors found in other libraries, one test each: none of them may be ours.
 
 Others have tests of their own: gradients against dense autograd (`test_family.py`), scales folded into thresholds
-(`test_exchange.py`), definitions of the explained variance (`test_measures.py`).
+(`test_exchange.py`), definitions of the explained variance (`test_measures.py`); fine-tuning that leaves the
+non-negative orthant (`tests/models/factorization/test_nonnegative.py`, the hierarchy's weights), and searches for a KL
+that begin at 1 and drop what they miss (`tests/benchmarks/test_searches.py`; `test_poles.py` beside it); rows of tokens
+on which attention rests (`tests/workers/activations/test_harvesting.py`, tokens that are no rows); shuffled reading row
+by row (`tests/workers/test_feed.py`, whole chunks).
+
+One has none, for there is nothing to test: resampling of dead latents, where others take the norm of the live encoder
+rows along the wrong axis. No autoencoder here resamples; AuxK revives latents in all of them, `relu`, `gated` and
+`jumprelu` too.
 """
 
 from __future__ import annotations

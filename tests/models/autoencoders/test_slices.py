@@ -14,6 +14,7 @@ from sparsefleet.models.autoencoders.names import DEAD, RESIDUAL, SILENT
 from sparsefleet.models.autoencoders.selection import elected, largest
 from sparsefleet.models.autoencoders.start import BLOCK, random_rows
 from sparsefleet.models.peers import Share
+from sparsefleet.models.truncated.bsc import BSC
 
 from .peers import Peer, together
 from .test_family import ATOMS, STAGE, data, make, moved, probe
@@ -149,9 +150,12 @@ def test_no_rows_need_no_reconstruction():
 
 @pytest.mark.parametrize("name", ["gsae", "relu", "gated", "jumprelu"])
 def test_models_that_need_all_atoms_say_so(name):
-    with pytest.raises(ModelError, match=r"atom_groups=2: \w+ needs all atoms on every worker"):
+    with pytest.raises(ModelError, match=f"atom_groups=2: {name} needs all atoms on every worker"):
         make(name).sliced(Share(0, 2))
-    with pytest.raises(ModelError, match="atom_groups=2: BSC needs all atoms"):
+    own = type("Own", (BSC,), {"__module__": "mine"})
+    with pytest.raises(ModelError, match="atom_groups=2: mine:Own needs all atoms"):
+        own(atoms=4).sliced(Share(0, 2))
+    with pytest.raises(ModelError, match="atom_groups=2: bsc needs all atoms"):
         make_model("bsc", {"atoms": 4}).sliced(Share(0, 2))
 
 

@@ -15,7 +15,7 @@ from sparsefleet.workers.activations.windows import cut
 CPU = torch.device("cpu")
 
 
-def harvest(model: Path, texts: Path, out: Path, **more: Any) -> list[Any]:
+def harvest(model: Path | str, texts: Path, out: Path, **more: Any) -> list[Any]:
     """The data sets of a harvest."""
     values = {
         "model": str(model),
@@ -183,6 +183,32 @@ def test_shards_that_are_done_stay_done(llama, texts, tmp_path, monkeypatch):
     with pytest.raises(StoreConflict, match="finished"):
         list(run("harvest", job))
     list(run("harvest", job.model_copy(update={"overwrite": True})))
+
+
+def test_files_that_tokens_leaves_out_are_counted(llama, texts, tmp_path):
+    # Of 60, 1, 7 and 40 tokens in files, then lines of 33, 5 and 21 in one.
+    for tokens, wanted in {30: 4, 60: 4, 61: 3, 100: 1, 110: 0, 167: 0, 1000: 0}.items():
+        values = {"model": str(llama), "texts": [str(texts)], "out": str(tmp_path / f"{tokens}.zarr"), "context": 16}
+        *_, last = run("harvest", HarvestJob.parse({**values, "skip": 0, "tokens": tokens}))
+        assert (last.metrics["rows"], last.metrics["files_left_out"]) == (min(tokens, 167), wanted), tokens
+
+
+def test_an_input_is_called_as_the_user_does(bert, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "find_input", lambda name: bert)
+    (data,) = harvest("input:minilm", texts, tmp_path / "a.zarr", layers="1")
+    assert data.attributes["row"] == "the residual stream after layer 1 of input:minilm, one token a row"
+    assert data.attributes["model"]["name"] == "input:minilm"
+    with pytest.raises(JobError, match=r"^gradients: input:minilm does not predict next tokens"):
+        harvest("input:minilm", texts, tmp_path / "b.zarr", gradients=True)
+    (other,) = harvest(bert, texts, tmp_path / "c.zarr", layers="1")
+    assert other.attributes["model"] == {**data.attributes["model"], "name": bert.name}
+    assert f"of {bert.name}, one token" in other.attributes["row"]
+
+
+def test_a_models_fingerprint_is_that_of_its_files(bert, llama):
+    assert hosts.fingerprint(bert, "input:minilm") == {**hosts.fingerprint(bert), "name": "input:minilm"}
+    assert hosts.fingerprint(bert)["name"] == bert.name
+    assert hosts.fingerprint(bert)["files"] != hosts.fingerprint(llama)["files"]
 
 
 @pytest.mark.e2e
