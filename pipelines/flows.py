@@ -235,7 +235,8 @@ def judge(job: InterpretJob, shown: Page) -> InterpretResult:
 @task(name="report", cache_policy=NO_CACHE)
 def report_judgement(result: InterpretResult, shown: Page) -> None:
     """The numbers, on the run's page."""
-    shown.finish(None, f"# {result.dictionary}\n\n`{result.out}`\n\n{metrics_markdown(result.metrics)}")
+    note = f"Note: {result.note}.\n\n" if result.note else ""
+    shown.finish(None, f"# {result.dictionary}\n\n`{result.out}`\n\n{note}{metrics_markdown(result.metrics)}")
 
 
 @task(name="ingest", cache_policy=NO_CACHE)

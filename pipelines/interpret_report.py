@@ -79,6 +79,8 @@ class Page:
     probed: list[Probed] = field(default_factory=list[Probed])
     """By class of texts; empty where there are no labels."""
     steered: Steering | None = None
+    note: str = ""
+    """What to keep in mind about the rows."""
 
 
 def page(shown: Page) -> str:
@@ -88,6 +90,7 @@ def page(shown: Page) -> str:
     about = str(shown.data.attributes.get("row", "rows"))
     order = sorted(shown.examples, key=lambda atom: (-fired[atom], atom))
     sections = "".join(_latent(shown, atom, fired, rows) for atom in order)
+    note = f"<p><b>Note:</b> {escape(shown.note)}.</p>\n" if shown.note else ""
     more = probing_section(shown.probed, set(shown.examples)) if shown.probed else ""
     more += steering_section(shown.steered, shown.spell) if shown.steered else ""
     return (
@@ -95,7 +98,7 @@ def page(shown: Page) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(shown.dictionary)}</title><style>{STYLE}</style></head><body>\n"
         f"<h1>{escape(shown.dictionary)}</h1>\n<p>{len(fired):,} latents, judged by {rows:,.0f} rows of "
-        f"<code>{escape(shown.data.uri)}</code>: {escape(about)}.</p>\n"
+        f"<code>{escape(shown.data.uri)}</code>: {escape(about)}.</p>\n{note}"
         f"<h2>Numbers</h2>\n{metrics_table(shown.metrics)}\n"
         f"<h2>How often latents fire</h2>\n{histogram(fired / rows)}\n{more}"
         f"<h2>What latents answer to</h2>\n<p class=note>{len(order)} of them, from frequent to rare, each with "

@@ -19,6 +19,7 @@ from ..models.autoencoders.autoencoder import Autoencoder
 from ..models.autoencoders.measures import Evaluation, evaluate, summary
 from ..models.autoencoders.probing import Probed
 from ..storage import ArtifactStore, Dataset, open_dataset
+from ..storage.artifacts.export import write_files
 from ..workers.activations import hosts
 from ..workers.activations.harvesting import read
 from ..workers.activations.job import HarvestJob
@@ -32,7 +33,8 @@ from ..workers.start import Dictionary, load_dictionary
 from .examples import Strongest, with_contexts
 from .ground_truth import GroundTruth, known
 from .labels import check_form, labels_of
-from .paths import absolute
+from .paths import absolute, make_importable
+from .phases import begin
 from .probing import Passages, Pooling
 from .reporter import Reporter, silent
 from .steering import Steering, steering
@@ -74,6 +76,11 @@ class InterpretJob(BaseModel):
         0, ge=0, le=10_000, description="add so many latents to the model, one at a time, and see what it says next"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="cpu or cuda")
+    module_path: str | None = Field(
+        None,
+        description="folder that holds the dictionary's model, if it is one of your own; by default the current one",
+    )
+    overwrite: bool = Field(False, description="replace an existing report")
 
     @model_validator(mode="after")
     def _some_need_a_model(self) -> InterpretJob:
@@ -95,6 +102,8 @@ class InterpretResult:
     rows: int
     metrics: dict[str, float]
     seconds: float
+    note: str = ""
+    """What to keep in mind about the rows; mostly empty."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -120,6 +129,7 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
     pooling = pooling_of(job, data, found) if job.labels else None
     truth = None
     if known(data) and model.target is None:
+        begin(reporter, f"ground truth: compares {model.atoms:,} latents with the features that made the data")
         truth = GroundTruth(data, model.dictionary(params).cpu().numpy())
 
     def also(start: int, x: torch.Tensor, codes: Codes) -> None:
@@ -130,25 +140,28 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
     sums, strongest = measure(job, data, found, reporter, also)
     metrics = summary(sums) | (truth.numbers() if truth else {})
     if job.texts:
-        metrics |= loss_recovered(job, data, found, sums)
+        metrics |= loss_recovered(job, data, found, sums, reporter)
     fired = (sums.positive + sums.negative).cpu().numpy()
-    probed = pooling.passages.probe(pooling.pooled) if pooling else []
+    probed = pooling.passages.probe(pooling.pooled, reporter) if pooling else []
     metrics |= pooling.numbers(probed) if pooling else {}
     steered: Steering | None = None
     if job.steer:
         _, tap = taps_of(data, found)
-        steered = steering(data, job.model, tap, params["W_dec"], sums, spread(fired, job.steer))
+        steered = steering(data, job.model, tap, params["W_dec"], sums, spread(fired, job.steer), reporter)
         metrics |= steered.numbers()
     shown: set[int] = {*spread(fired, job.atoms), *named(probed, fired), *(steered.atoms if steered else ())}
-    examples = with_contexts(data, strongest, sorted(shown), lambda rows: codes_of(data, found, rows))
+    begin(reporter, f"contexts: looks up the strongest rows of {len(shown):,} latents")
+    examples = with_contexts(data, strongest, sorted(shown), lambda rows: codes_of(data, found, rows, reporter))
+    begin(reporter, f"writes {job.out}")
     tokenizer = hosts.load_tokenizer(hosts.find_model(job.model)) if job.model else None
     spell = (lambda token: str(tokenizer.decode([token]))) if tokenizer else (lambda token: f" {token}")
-    content = page(Page(found.ref, data, metrics, sums, examples, spell, probed, steered))
-    Path(job.out).write_text(content, encoding="utf-8")
+    note = note_on(job, data)
+    content = page(Page(found.ref, data, metrics, sums, examples, spell, probed, steered, note))
+    write_files({Path(job.out): content.encode()}, overwrite=job.overwrite)
     seconds = time.monotonic() - begun
     rows = int(sums.rows)
     reporter(Progress(kind="done", step=rows, steps=rows, seconds=seconds, message="written", metrics=metrics))
-    return InterpretResult(job.out, found.ref, rows, metrics, seconds)
+    return InterpretResult(job.out, found.ref, rows, metrics, seconds, note)
 
 
 def check(job: InterpretJob) -> InterpretJob:
@@ -158,14 +171,18 @@ def check(job: InterpretJob) -> InterpretJob:
         JobError, StorageError: it cannot; the message says why.
     """
     job = absolute(job)
-    if not Path(job.out).parent.is_dir():
-        raise JobError(f"out={job.out!r}: there is no folder {str(Path(job.out).parent)!r}")
+    make_importable(job.module_path)
+    out = Path(job.out)
+    if not out.parent.is_dir():
+        raise JobError(f"out={job.out!r}: there is no folder {str(out.parent)!r}")
+    if out.is_dir():
+        raise JobError(f"out={job.out!r} is a folder: give a file")
+    if out.exists() and not job.overwrite:
+        raise JobError(f"out={job.out!r} exists: choose another file or pass --overwrite")
     data = open_dataset(job.data)
     if job.model:
         hosts.require_packages()
-        given, made = hosts.fingerprint(hosts.find_model(job.model)), data.attributes.get("model")
-        if given != made:
-            raise JobError(f"model={job.model!r} is not the one that {data.uri!r} was harvested from")
+        check_model(job.model, data)
     if job.labels:
         labels_of(job.labels, data)
     ref = ArtifactStore(job.store, create=False).resolve(job.dictionary).ref
@@ -177,6 +194,29 @@ def check(job: InterpretJob) -> InterpretJob:
     if job.texts or job.steer:
         taps_of(data, found)
     return job
+
+
+def check_model(model: str, data: Dataset) -> None:
+    """Raises JobError unless the rows of `data` are activations of `model`."""
+    made: Any = data.attributes.get("model")
+    if not isinstance(made, dict) or "files" not in made:
+        raise JobError(f"model={model!r}: {data.uri!r} was not harvested from any model; leave out --model")
+    path = hosts.find_model(model)
+    given = hosts.fingerprint(path, hosts.name_of(model, path))
+    if given["files"] != made["files"]:
+        which = repr(made.get("name"))
+        other = f"other files of the name {which}" if made.get("name") == given["name"] else which
+        raise JobError(f"model={model!r} is not the one that {data.uri!r} was harvested from: that was {other}")
+
+
+def note_on(job: InterpretJob, data: Dataset) -> str:
+    """That the dictionary was learned from the rows that it is judged by; empty where it was learned from others."""
+    card = ArtifactStore(job.store, create=False).card(job.dictionary)
+    if (card["data"] or {}).get("fingerprint") != data.fingerprint:
+        return ""
+    judged, learned = (min(rows or data.rows, data.rows) for rows in (job.rows, card["job"].get("rows")))
+    these = "these very rows" if learned >= judged else f"the first {learned:,} of these {judged:,} rows"
+    return f"{job.dictionary} was learned from {these}: on rows that it has not seen the numbers may be worse"
 
 
 def taps_of(data: Dataset, found: Dictionary) -> tuple[Tap, Tap]:
@@ -217,7 +257,7 @@ def measure(
     rows = min(job.rows or data.rows, data.rows)
     strongest = Strongest(found.model.atoms, job.examples)
     total: Evaluation | None = None
-    begun = time.monotonic()
+    count = begin(reporter, f"reads and codes {rows:,} rows", rows, rows=True)
     for start in range(0, rows, BATCH_ROWS):
         stop = min(start + BATCH_ROWS, rows)
         batch = _batch(job.device, found, read_columns(data, found.model.arrays, start, stop))
@@ -226,9 +266,7 @@ def measure(
         total = part if total is None else total + part
         also(start, batch.x, codes)
         strongest.add(start, codes.indices.cpu().numpy(), codes.values.cpu().numpy())
-        seconds = time.monotonic() - begun
-        speed = stop / max(seconds, 1e-9)
-        reporter(Progress(kind="step", step=stop, steps=rows, seconds=seconds, rows_per_second=speed))
+        count(stop)
     assert total is not None
     return total, strongest
 
@@ -246,7 +284,9 @@ def named(probed: list[Probed], fired: NDArray[Any]) -> list[int]:
     return [latent for found in probed for latent in found.best if fired[latent]]
 
 
-def loss_recovered(job: InterpretJob, data: Dataset, found: Dictionary, sums: Evaluation) -> dict[str, float]:
+def loss_recovered(
+    job: InterpretJob, data: Dataset, found: Dictionary, sums: Evaluation, reporter: Reporter = silent
+) -> dict[str, float]:
     """Cross-entropies in nats: of the network itself, and with the rows of `job.texts` replaced by reconstructions, by
     zero and by the mean of the data set; and the shares recovered. Of a transcoder: with the rows of its target
     replaced, by what it predicts from its inputs in the same pass, by zero and by their mean.
@@ -258,6 +298,7 @@ def loss_recovered(job: InterpretJob, data: Dataset, found: Dictionary, sums: Ev
     model, path = found.model, hosts.find_model(job.model)
     if not hosts.predicts_next(path):
         raise JobError(f"texts: {path.name} does not predict next tokens, so it has no loss to recover")
+    begin(reporter, f"cross-entropy: loads {hosts.name_of(job.model, path)} and reads the texts")
     about = data.attributes
     source, tap = taps_of(data, found)
     values = {"context": about["context"], "skip": about["skip"], "tokens": job.tokens}
@@ -275,7 +316,9 @@ def loss_recovered(job: InterpretJob, data: Dataset, found: Dictionary, sums: Ev
         "zero": lambda x: torch.zeros_like(mean).expand(len(x), -1),
         "mean": lambda x: mean.expand(len(x), -1),
     }
-    got = losses(network, tap, windows, changes, device, source=source)
+    message = f"cross-entropy of {windows.rows:,} tokens, as they are and changed"
+    count = begin(reporter, message, len(windows.starts))
+    got = losses(network, tap, windows, changes, device, source=source, count=count)
     return {
         "ce_recovered_zero": recovered(got, without="zero"),
         "ce_recovered_mean": recovered(got, without="mean"),
@@ -291,18 +334,23 @@ def spread(fired: NDArray[Any], count: int) -> list[int]:
     return order[at].tolist() if len(order) and count else []
 
 
-def codes_of(data: Dataset, found: Dictionary, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+def codes_of(
+    data: Dataset, found: Dictionary, rows: NDArray[np.int64], reporter: Reporter = silent
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Indices and values [n, k] of rows, given by number, which rise; every chunk is read once."""
     device = str(found.params["W_dec"].device)
     indices: list[NDArray[Any]] = []
     values: list[NDArray[Any]] = []
-    for chunk in np.unique(rows // data.chunk_rows):
+    chunks = np.unique(rows // data.chunk_rows)
+    count = begin(reporter, f"contexts: codes {len(rows):,} rows", len(chunks))
+    for done, chunk in enumerate(chunks, 1):
         start = int(chunk) * data.chunk_rows
         block = read_columns(data, found.model.arrays, start, min(start + data.chunk_rows, data.rows))
         mine = rows[rows // data.chunk_rows == chunk] - start
         codes = found.model.encode(found.params, _batch(device, found, block[mine]))
         indices.append(codes.indices.cpu().numpy())
         values.append(codes.values.cpu().numpy())
+        count(done)
     if not indices:
         return np.zeros((0, 1), dtype=np.int32), np.zeros((0, 1))
     return np.concatenate(indices), np.concatenate(values)

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..models import Codes, ModelError
-from ..models.autoencoders.probing import SPARSITIES, Pooled, Probed, probe
+from ..models.autoencoders.probing import SPARSITIES, Pooled, Probed, probe, told_apart
 from ..storage import Dataset
 from ..workers.errors import JobError
 from .labels import labels_of
+from .phases import begin
+from .reporter import Reporter, silent
 
 PASSAGES = 5000
 """As many as SAEBench uses; of more, so many are drawn."""
@@ -67,12 +69,14 @@ class Passages:
         at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
         return np.where(self.keys[at] == keys, at, -1)
 
-    def probe(self, pooled: Pooled) -> list[Probed]:
+    def probe(self, pooled: Pooled, reporter: Reporter = silent) -> list[Probed]:
         """Every class told from the others. JobError where there is nothing to tell apart."""
-        latents, raw = pooled.means()
         names = [self.labels[document] or "" for document in self.documents.tolist()]
+        classes = told_apart(names)
+        count = begin(reporter, f"probes {len(names):,} passages of {len(set(names)):,} classes", len(classes))
+        latents, raw = pooled.means()
         try:
-            return probe(latents, raw, names, self.documents, SEED)
+            return probe(latents, raw, names, self.documents, SEED, count)
         except ModelError as err:
             raise JobError(str(err)) from err
 

@@ -15,6 +15,8 @@ from ..workers.activations.steering import Steered, steer
 from ..workers.activations.taps import Tap
 from ..workers.errors import JobError
 from .examples import Texts
+from .phases import begin
+from .reporter import Reporter, silent
 
 CONTEXTS = 32
 SHARE = 0.5
@@ -50,7 +52,13 @@ class Steering:
 
 
 def steering(
-    data: Dataset, model: str, tap: Tap, decoder: torch.Tensor, sums: Evaluation, atoms: list[int]
+    data: Dataset,
+    model: str,
+    tap: Tap,
+    decoder: torch.Tensor,
+    sums: Evaluation,
+    atoms: list[int],
+    reporter: Reporter = silent,
 ) -> Steering:
     """Steer by each of `atoms`, with α half the mean norm of the rows (of the target's, for a transcoder).
 
@@ -61,6 +69,7 @@ def steering(
         decoder: [H, D].
         sums: of the rows of `data`.
         atoms: latents that fire.
+        reporter: receives messages.
 
     Raises:
         JobError: the network predicts no next tokens; no contexts.
@@ -70,6 +79,7 @@ def steering(
         raise JobError(f"steer: {path.name} does not predict next tokens, so there is nothing to steer")
     if not atoms:
         raise JobError("steer: no latent fires in these rows")
+    begin(reporter, f"steering: loads {hosts.name_of(model, path)}")
     found = contexts(data, int(sums.rows))
     network: Any = hosts.load_network(path, decoder.device)
     signs = [-1 if bool(sums.negative[a] > sums.positive[a]) else 1 for a in atoms]
@@ -77,8 +87,9 @@ def steering(
     drawn = np.random.default_rng(SEED).standard_normal((RANDOM, decoder.shape[1])).astype(np.float32)
     size = SHARE * float(sums.length / sums.rows)
     both = torch.cat([mine, torch.from_numpy(drawn).to(decoder.device)])
-    got = steer(network, tap, found, both, size)
     n = len(atoms)
+    what = f"{n} latents and {RANDOM} random directions in {len(found)} contexts"
+    got = steer(network, tap, found, both, size, begin(reporter, f"steering: adds {what}", len(found)))
     return Steering(atoms, signs, got.part(slice(0, n)), got.part(slice(n, None)), size, len(found))
 
 

@@ -22,6 +22,7 @@ from .batch import BatchTopK
 from .downstream import GradientTopK
 from .gated import Gated
 from .jumprelu import JumpReLU
+from .matryoshka import Matryoshka
 from .relu import ReLU
 from .topk import AbsTopK, GroupMax, TopK
 
@@ -60,17 +61,17 @@ def to_saelens(model: Autoencoder, params: Params) -> tuple[Config, Tensors]:
     w = _folded(model, params)
     tensors: Tensors = {"W_enc": w["W_enc"].T, "W_dec": w["W_dec"], "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
     more: Config = {}
-    if isinstance(model, BatchTopK) and not model.signed:
+    if type(model) in (BatchTopK, Matryoshka):
         architecture, threshold = "jumprelu", w["threshold"].to(model.torch_dtype).expand(model.atoms)
         # There an entry must be above the threshold, here it may be equal to it.
         tensors["threshold"] = torch.nextafter(threshold, torch.zeros_like(threshold))
-    elif isinstance(model, JumpReLU):
+    elif type(model) is JumpReLU:
         architecture = "jumprelu"
         tensors["threshold"] = w["threshold"]
-    elif isinstance(model, Gated):
+    elif type(model) is Gated:
         architecture = "gated"
         tensors |= {"b_gate": tensors.pop("b_enc"), "b_mag": w["b_mag"], "r_mag": w["r_mag"]}
-    elif isinstance(model, ReLU):
+    elif type(model) is ReLU:
         architecture = "standard"
     elif type(model) in (TopK, AbsTopK, GradientTopK):
         assert isinstance(model, TopK)

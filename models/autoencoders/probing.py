@@ -10,6 +10,7 @@ Shapes: n rows, k entries of a code, P passages, H latents or F features of any 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -87,7 +88,14 @@ class Pooled:
         return (self.latents / count).cpu().numpy(), (self.raw / count).cpu().numpy()
 
 
-def probe(latents: Floats, raw: Floats, labels: list[str], documents: NDArray[np.int64], seed: int = 0) -> list[Probed]:
+def probe(
+    latents: Floats,
+    raw: Floats,
+    labels: list[str],
+    documents: NDArray[np.int64],
+    seed: int = 0,
+    count: Callable[[int], None] = lambda _: None,
+) -> list[Probed]:
     """Every class told from all others; of two classes the later in alphabetical order.
 
     Args:
@@ -96,14 +104,24 @@ def probe(latents: Floats, raw: Floats, labels: list[str], documents: NDArray[np
         labels: the passages' classes.
         documents: [P] the documents that they are of; one document has one class.
         seed: of the choice of documents to test on.
+        count: is told how many classes are done.
 
     Raises:
         ModelError: fewer than two classes, or a class of one document; scikit-learn is missing.
     """
     classes = np.array(labels)
     test = held_out(classes, documents, seed)
+    found: list[Probed] = []
+    for name in told_apart(labels):
+        found.append(_probed(latents, raw, name, classes == name, test))
+        count(len(found))
+    return found
+
+
+def told_apart(labels: Iterable[str]) -> list[str]:
+    """The classes that `probe` tells from all others, in their order."""
     names = sorted(set(labels))
-    return [_probed(latents, raw, name, classes == name, test) for name in (names if len(names) > 2 else names[1:])]
+    return names if len(names) > 2 else names[1:]
 
 
 def held_out(classes: NDArray[Any], documents: NDArray[np.int64], seed: int = 0) -> Mask:

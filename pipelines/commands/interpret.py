@@ -39,6 +39,8 @@ def command(files: tuple[str, ...], **given: Any) -> None:
 
     def show() -> None:
         click.echo(f"{result.out}: {result.dictionary} by {result.rows:,} rows, {duration(result.seconds)}")
+        if result.note:
+            click.echo(f"note: {result.note}")
         pairs({f"  {n}": v for n, v in result.metrics.items()})
         say(f"next: open {result.out} in a browser")
 

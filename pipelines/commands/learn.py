@@ -175,7 +175,8 @@ def _show(job: LearnJob, result: LearnResult, picture: str | None, outcome: Outc
     say(f"  sparsefleet artifacts show {result.ref} --store {job.store}")
     say(f"  sparsefleet artifacts export {result.ref} --store {job.store} --format npz --out {job.name}.npz")
     codes = f"--dictionary {result.ref} --store {job.store} --out {job.name}-codes.zarr"
-    say(f"  sparsefleet encode --data {job.data} {codes}")
+    own = f" --module-path {job.module_path}" if job.module_path and ":" in job.model else ""
+    say(f"  sparsefleet encode --data {job.data} {codes}{own}")
 
 
 def _dry_run(job: LearnJob, given: dict[str, Any]) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from ..console import JSON, emit, pairs, say, table
+from ..console import JSON, MODULE_PATH, emit, pairs, say, table
 
 
 @click.command()
 @click.argument("name", required=False)
+@MODULE_PATH
 @JSON
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, module_path: str | None, as_json: bool) -> None:
     """List the models, or show one model's settings.
 
     \b
@@ -24,7 +25,7 @@ def command(name: str | None, as_json: bool) -> None:
     if name is None:
         _list(as_json)
     else:
-        _show(name, as_json)
+        _show(name, module_path, as_json)
 
 
 def _list(as_json: bool) -> None:
@@ -40,12 +41,12 @@ def _list(as_json: bool) -> None:
     emit(found, as_json, people)
 
 
-def _show(name: str, as_json: bool) -> None:
+def _show(name: str, module_path: str | None, as_json: bool) -> None:
     from ...models import load_model_class
     from ..flags import first_line, settings_of
     from ..paths import make_importable
 
-    make_importable(None)
+    make_importable(module_path)
     cls = load_model_class(name)
     schedule = cls(atoms=100).schedule()
     settings = settings_of(cls, without=("atoms", "dtype"))

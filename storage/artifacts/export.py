@@ -67,8 +67,10 @@ def write_files(files: Mapping[Path, bytes], *, overwrite: bool) -> list[Path]:
         OSError: one cannot be written.
     """
     for path in files:
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise StorageError(f"{path} exists: give another path, or overwrite it")
+        if path.is_dir():
+            raise StorageError(f"{path} exists and is a folder: give another path")
+        if path.exists() and not overwrite:
+            raise StorageError(f"{path} exists: give another path or pass --overwrite")
     for path, content in files.items():
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -83,7 +85,7 @@ def _write_folder(path: Path, contents: Contents, *, overwrite: bool) -> list[Pa
     there = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} if path.is_dir() else set[str]()
     made = set((path / MADE).read_text().splitlines()) | {MADE} if MADE in there else set[str]()
     if path.is_file() or (there and not (overwrite and made)):
-        raise StorageError(f"{path} exists: give another path" + (", or overwrite it" if made else ""))
+        raise StorageError(f"{path} exists: give another path" + (" or pass --overwrite" if made else ""))
     if there - made:
         raise StorageError(f"{path} also holds {min(there - made)!r}, which no export made: move it or go elsewhere")
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:

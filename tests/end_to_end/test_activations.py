@@ -41,6 +41,7 @@ def test_harvest_and_interpret_run_on_a_worker(prefect_server, cli, llama: Path,
     assert cli(*learn, "--name", "features", "--no-flow", cwd=tmp_path).returncode == 0
     judge = ["interpret", "--data", "a.zarr", "--dictionary", "features", "--model", llama, "--out", "a.html"]
     report = done(*judge, "--labels", "folders", "--steer", 3)
+    assert "Note: features@1 was learned from these very rows" in report["data"]
     assert "features@1" in report["data"] and "probe_latents_1" in report["data"] and "steer_kl" in report["data"]
     page = (tmp_path / "a.html").read_text()
     assert "What few latents tell" in page and "What latents do" in page

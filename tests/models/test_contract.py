@@ -199,7 +199,8 @@ def test_predicted_memory_grows_with_rows_and_atoms(case):
     [
         ("bcs", "did you mean 'bsc'"),
         ("nothing", "unknown model 'nothing'"),
-        ("no_such_module:Model", "cannot import 'no_such_module'"),
+        ("no_such_module:Model", "cannot import 'no_such_module' .* --module-path names the folder that holds it"),
+        ("json.no_such_module:Model", "cannot import 'json.no_such_module' .* --module-path names"),
         ("json:Model", "has no class 'Model'"),
         ("json:JSONDecoder", "derived from"),
     ],

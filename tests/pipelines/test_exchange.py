@@ -70,7 +70,7 @@ def test_export_then_import_gives_the_same_codes(published, tmp_path, kind):
 def test_nothing_is_overwritten_unasked(published, tmp_path):
     store, _ = published
     export_folder(store, "sae", tmp_path, "saelens")
-    with pytest.raises(StorageError, match="exists: give another path"):
+    with pytest.raises(StorageError, match=r"cfg\.json exists: give another path or pass --overwrite"):
         export_folder(store, "sae", tmp_path, "saelens")
     export_folder(store, "sae", tmp_path, "saelens", overwrite=True)
 

@@ -11,6 +11,7 @@ from sparsefleet.storage import open_dataset
 from sparsefleet.storage.ingest import GeneratedSource, ingest
 from sparsefleet.storage.ingest.generated import draw
 from sparsefleet.workers import LearnJob
+from sparsefleet.workers.progress import Progress
 
 FEATURES, DIM = 12, 24
 
@@ -69,7 +70,9 @@ def test_interpret_states_what_was_recovered(made, tmp_path):
         "settings": {"k": 2, "learning_rate": 5e-3}, "name": "features",
     }))  # fmt: skip
     out = tmp_path / "report.html"
-    result = interpret(InterpretJob(data=made, dictionary="features", store=store, out=str(out), atoms=2))
+    told: list[Progress] = []
+    result = interpret(InterpretJob(data=made, dictionary="features", store=store, out=str(out), atoms=2), told.append)
+    assert told[0].message == "ground truth: compares 36 latents with the features that made the data"
     assert known(open_dataset(made))
     assert result.metrics["truth_recovered"] > 0.8 and result.metrics["truth_support_f1"] > 0.5
     assert "truth_support_f1" in out.read_text()

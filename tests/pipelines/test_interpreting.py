@@ -1,8 +1,10 @@
 """`sparsefleet interpret`: its numbers are those of plain tensors, its examples the strongest rows in their texts."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sparsefleet.models import Batch
+from sparsefleet.pipelines import harvest, learn
 from sparsefleet.pipelines.examples import Strongest
 from sparsefleet.pipelines.interpreting import InterpretJob, dictionary_of, interpret, spread
 from sparsefleet.storage import open_dataset
-from sparsefleet.workers import JobError
+from sparsefleet.workers import HarvestJob, JobError, LearnJob
 from sparsefleet.workers.activations import hosts
+from sparsefleet.workers.progress import Progress
 
 from ..networks import plain_loss
 from .conftest import make_bars
@@ -23,11 +27,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def made(llama, texts, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+def made(llama, texts, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """Activations, and an autoencoder of them."""
-    from sparsefleet.pipelines import harvest, learn
-    from sparsefleet.workers import HarvestJob, LearnJob
-
     folder = tmp_path_factory.mktemp("interpret")
     data, store = str(folder / "acts.zarr"), str(folder / "store")
     values = {"model": str(llama), "texts": [str(texts)], "out": data, "layers": "1", "context": 16, "skip": 1}
@@ -36,7 +37,13 @@ def made(llama, texts, tmp_path_factory) -> tuple[Path, dict[str, str]]:
         "data": data, "store": store, "model": "abstopk", "atoms": 24, "settings": {"k": 3}, "passes": 20,
         "batch_rows": 32, "name": "features",
     }))  # fmt: skip
-    return folder, {"data": data, "store": store, "dictionary": "features", "out": str(folder / "report.html")}
+    out = str(folder / "report.html")
+    return folder, {"data": data, "store": store, "dictionary": "features", "out": out, "overwrite": True}
+
+
+def flags_of(values: dict[str, Any]) -> list[str]:
+    """The job's values as flags."""
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items()]
 
 
 class Whole(HTMLParser):
@@ -113,7 +120,7 @@ def test_the_report_needs_nothing_else(made):
 
 def test_the_command(sparsefleet, made, llama):
     _, values = made
-    flags = [f"--{name}={value}" for name, value in values.items()]
+    flags = flags_of(values)
     said = sparsefleet("interpret", *flags, "--json")
     assert said.code == 0, said.err
     assert 0 < said.json["metrics"]["fvu"] < 1 and 0 <= said.json["metrics"]["bidirectional_fraction"] <= 1
@@ -124,12 +131,94 @@ def test_the_command(sparsefleet, made, llama):
     assert other.code == 2
 
 
+def test_a_report_is_overwritten_only_where_it_is_asked_for(sparsefleet, made, tmp_path):
+    _, values = made
+    out = tmp_path / "mine.html"
+    out.write_text("mine")
+    flags = flags_of({n: v for n, v in values.items() if n != "overwrite"} | {"out": out})
+    # No work has begun: there is no such data set.
+    said = sparsefleet("interpret", *flags, "--data=nowhere.zarr")
+    assert said.code == 2 and said.err == f"error: out={str(out)!r} exists: choose another file or pass --overwrite\n"
+    assert out.read_text() == "mine"
+    said = sparsefleet("interpret", *flags, f"--out={tmp_path}", "--overwrite")
+    assert said.code == 2 and "is a folder: give a file" in said.err
+    assert sparsefleet("interpret", *flags, "--overwrite").code == 0
+    assert "<svg" in out.read_text()
+
+
+def test_every_phase_says_what_it_does(made, llama, texts):
+    _, values = made
+    told: list[Progress] = []
+    job = InterpretJob(**values, model=str(llama), texts=[str(texts)], steer=3)
+    result = interpret(job, told.append)
+    begun = [p.message for p in told if p.kind == "start"]
+    steps = {p.message: (p.step, p.steps) for p in told if p.kind == "step"}
+    network = llama.name
+    expected = (
+        f"reads and codes {result.rows} rows",
+        f"cross-entropy: loads {network} and reads the texts",
+        r"cross-entropy of [\d,]+ tokens, as they are and changed",
+        f"steering: loads {network}",
+        "steering: adds 3 latents and 32 random directions in 32 contexts",
+        r"contexts: looks up the strongest rows of \d+ latents",
+        r"contexts: codes [\d,]+ rows",
+        f"writes {re.escape(job.out)}",
+    )
+    assert len(begun) == len(expected)
+    for pattern, message in zip(expected, begun):
+        assert re.fullmatch(pattern, message), message
+    # The last message of a phase that counts says that all is done.
+    assert all(done == of for done, of in steps.values())
+    assert list(steps) == [begun[i] for i in (0, 2, 4, 6)]
+    assert steps[begun[0]] == (result.rows, result.rows) and steps[begun[4]] == (32, 32)
+    assert told[-1].kind == "done" and told[-1].metrics == result.metrics
+
+
+def test_the_command_says_what_it_does(sparsefleet, made):
+    said = sparsefleet("interpret", *flags_of(made[1]))
+    assert said.code == 0
+    for part in ("interpret features: reads and codes", "interpret features: contexts: looks up", ": writes /"):
+        assert part in said.err
+
+
+def test_rows_that_it_was_learned_from_are_noted(sparsefleet, made, llama, texts, tmp_path):
+    _, values = made
+    note = "features@1 was learned from these very rows: on rows that it has not seen the numbers may be worse"
+    said = sparsefleet("interpret", *flags_of(values))
+    assert f"note: {note}\n" in said.out and f"<p><b>Note:</b> {note}.</p>" in Path(values["out"]).read_text()
+    # The same rows at another place.
+    shutil.copytree(values["data"], tmp_path / "copy.zarr")
+    assert interpret(InterpretJob(**(values | {"data": str(tmp_path / "copy.zarr")}))).note == note
+    # Others.
+    data = str(tmp_path / "others.zarr")
+    about = {"model": str(llama), "texts": [str(texts / "0.txt")], "layers": "1", "context": 16, "skip": 1}
+    harvest(HarvestJob.parse(about | {"out": data, "dtype": "float32"}))
+    said = sparsefleet("interpret", *flags_of(values | {"data": data}), "--json")
+    assert said.json["note"] == "" and "Note:" not in Path(values["out"]).read_text()
+
+
+def test_some_of_the_rows_that_it_was_learned_from(made, tmp_path):
+    _, values = made
+    few = {"data": values["data"], "store": str(tmp_path / "store"), "model": "topk", "atoms": 8, "rows": 40}
+    learn(LearnJob.parse(few | {"settings": {"k": 2}, "passes": 1, "batch_rows": 20, "name": "few"}))
+    about = values | {"store": few["store"], "dictionary": "few"}
+    whole = interpret(InterpretJob(**about))
+    assert f"learned from the first 40 of these {whole.rows:,} rows:" in whole.note
+    assert "learned from these very rows:" in interpret(InterpretJob(**about, rows=30)).note
+
+
 def test_another_model_or_dictionary_is_refused(made, bars, store, bert, tmp_path):
     _, values = made
-    with pytest.raises(JobError, match="is not the one that"):
+    with pytest.raises(JobError, match=r"is not the one that .* was harvested from: that was 'llama0'"):
         interpret(InterpretJob(**values, model=str(bert)))
+    namesake = tmp_path / "llama0"
+    shutil.copytree(bert, namesake)
+    with pytest.raises(JobError, match="that was other files of the name 'llama0'"):
+        interpret(InterpretJob(**values, model=str(namesake)))
+    with pytest.raises(JobError, match="was not harvested from any model; leave out --model"):
+        interpret(InterpretJob(**(values | {"data": bars}), model=str(bert)))
     with pytest.raises(JobError, match="no sparse autoencoder, but a BSC"):
-        interpret(InterpretJob(data=bars, dictionary="bars", store=store, out=values["out"]))
+        interpret(InterpretJob(data=bars, dictionary="bars", store=store, out=values["out"], overwrite=True))
     with pytest.raises(JobError, match="is for rows of 16 dimensions"):
         interpret(InterpretJob(**(values | {"data": make_bars(str(tmp_path / "small.zarr"), size=3)})))
 

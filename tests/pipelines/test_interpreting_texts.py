@@ -4,6 +4,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from sparsefleet.workers import HarvestJob, JobError, LearnJob
 from sparsefleet.workers.activations import hosts
 from sparsefleet.workers.activations.steering import steer
 from sparsefleet.workers.activations.taps import Tap
+from sparsefleet.workers.progress import Progress
 
 from .conftest import make_bars
-from .test_interpreting import Whole
+from .test_interpreting import Whole, flags_of
 
 pytest.importorskip("sklearn", reason="needs the extra activations")
 ANIMALS, COLOURS = ("cat", "dog", "sat", "ran", "mat"), ("red", "blue", "green", "house", "was")
@@ -30,7 +32,7 @@ CONTEXT = 16
 
 
 @pytest.fixture(scope="module")
-def made(llama, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+def made(llama, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """Texts of two classes in two folders and lines of JSON, their activations, and an autoencoder of them."""
     folder, draw = tmp_path_factory.mktemp("texts"), random.Random(0)
     write = lambda words, n: " ".join(draw.choice(words) for _ in range(n))  # noqa: E731
@@ -47,7 +49,8 @@ def made(llama, tmp_path_factory) -> tuple[Path, dict[str, str]]:
         "data": data, "store": store, "model": "abstopk", "atoms": 24, "settings": {"k": 3}, "passes": 20,
         "batch_rows": 64, "name": "features",
     }))  # fmt: skip
-    return folder, {"data": data, "store": store, "dictionary": "features", "out": str(folder / "report.html")}
+    out = str(folder / "report.html")
+    return folder, {"data": data, "store": store, "dictionary": "features", "out": out, "overwrite": True}
 
 
 def table(folder: Path, *lines: str) -> str:
@@ -61,7 +64,10 @@ def test_the_probe_is_that_of_plain_means_over_passages(made):
 
     _, values = made
     job = InterpretJob(**values, labels="folders", atoms=2)
-    metrics = interpret(job).metrics
+    told: list[Progress] = []
+    metrics = interpret(job, told.append).metrics
+    probing = [(p.kind, p.step, p.steps) for p in told if re.fullmatch(r"probes \d+ passages of 2 classes", p.message)]
+    assert probing == [("start", 0, 1), ("step", 1, 1)]
     data, found = open_dataset(job.data), dictionary_of(job)
     x = torch.from_numpy(data.read(0, data.rows))
     dense = found.model.encode(found.params, Batch(x)).dense(24).double().numpy()
@@ -157,11 +163,13 @@ def test_documents_are_named_as_people_name_them(made, tmp_path):
 
 def test_bad_labels_are_refused(sparsefleet, made, llama, tmp_path):
     _, values = made
-    flags = [f"--{name}={value}" for name, value in values.items()]
+    flags = flags_of(values)
 
     def refused(labels: str, *more: str) -> str:
         said = sparsefleet("interpret", *flags, f"--labels={labels}", *more)
-        assert said.code == 2 and said.err.count("\n") <= 2, said.err
+        # One line, behind those that say what was done before.
+        assert said.code == 2 and said.err.count("error: ") == 1, said.err
+        assert said.err.splitlines()[-1].startswith("error: "), said.err
         return said.err
 
     assert "give folders" in refused("kinds")
@@ -195,7 +203,7 @@ def test_what_cannot_be_probed_or_steered_is_refused(made, llama, tmp_path):
 
 def test_the_report_shows_both(sparsefleet, made, llama):
     folder, values = made
-    flags = [f"--{name}={value}" for name, value in values.items()]
+    flags = flags_of(values)
     said = sparsefleet("interpret", *flags, "--labels=folders", "--steer=4", f"--model={llama}", "--atoms=3", "--json")
     assert said.code == 0, said.err
     assert {"probe_latents_1", "probe_raw_all", "steer_kl", "steer_push_random"} <= set(said.json["metrics"])

@@ -14,11 +14,12 @@ from sparsefleet.workers import HarvestJob, JobError, LearnJob
 from sparsefleet.workers.activations import hosts
 
 from ..networks import plain_loss
+from .test_interpreting import flags_of
 
 CPU = torch.device("cpu")
 
 
-def learned(model: Path, texts: Path, folder: Path, **more) -> dict[str, str]:
+def learned(model: Path, texts: Path, folder: Path, **more) -> dict[str, Any]:
     """A harvest and an autoencoder of it; the flags of `interpret`."""
     data, store = str(folder / "acts.zarr"), str(folder / "store")
     values = {"model": str(model), "texts": [str(texts)], "out": data, "layers": "1", "context": 16, "skip": 1}
@@ -28,7 +29,13 @@ def learned(model: Path, texts: Path, folder: Path, **more) -> dict[str, str]:
         "data": data, "store": store, "model": "topk", "atoms": 24, "settings": settings, "passes": 20,
         "batch_rows": 32, "name": "features",
     }))  # fmt: skip
-    return {"data": data, "store": store, "dictionary": "features", "out": str(folder / "report.html")}
+    return {
+        "data": data,
+        "store": store,
+        "dictionary": "features",
+        "out": str(folder / "report.html"),
+        "overwrite": True,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,7 @@ def test_the_loss_recovered_is_that_of_plain_hooks(made, llama, texts):
 
 
 def test_a_transcoder_steers_at_what_it_predicts(sparsefleet, made, llama):
-    flags = [f"--{name}={value}" for name, value in made.items()]
+    flags = flags_of(made)
     said = sparsefleet("interpret", *flags, "--steer=4", f"--model={llama}", "--atoms=3", "--json")
     assert said.code == 0, said.err
     assert said.json["metrics"]["steer_kl"] > 0 and "steer_push" in said.json["metrics"]
@@ -73,7 +80,7 @@ def test_neurons_are_steered_and_other_modules_name_no_tokens(sparsefleet, llama
     for site, named in (("neurons", True), ("model.layers.{}.mlp.act_fn", False)):
         folder = tmp_path / site[:5]
         folder.mkdir()
-        flags = [f"--{name}={value}" for name, value in learned(llama, texts, folder, site=site).items()]
+        flags = flags_of(learned(llama, texts, folder, site=site))
         said = sparsefleet("interpret", *flags, "--steer=4", f"--model={llama}", "--atoms=3", "--json")
         assert said.code == 0, said.err
         page = (folder / "report.html").read_text()

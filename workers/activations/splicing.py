@@ -36,6 +36,7 @@ def losses(
     *,
     source: Tap | None = None,
     batch: int = 8,
+    count: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
     """Mean cross-entropy of the next token in nats, by name of the change; `clean` is that without any.
 
@@ -47,21 +48,23 @@ def losses(
         device: of the network.
         source: where rows are read; None: at `tap`.
         batch: windows computed at once.
+        count: is told how many windows are done.
 
     Raises:
         JobError: a module that the network does not have, or nothing passes at `source` before `tap`.
     """
     sums = dict.fromkeys(("clean", *changes), 0.0)
-    count = 0
+    tokens = 0
     for first in range(0, len(windows.starts), batch):
         inputs = windows.batch(range(first, min(first + batch, len(windows.starts))))
-        count += int((inputs.labels != IGNORED).sum())
+        tokens += int((inputs.labels != IGNORED).sum())
         with torch.no_grad():
             sums["clean"] += _loss(network, inputs, device)
             for name, change in changes.items():
                 with _spliced(network, source or tap, tap, inputs.rows.to(device), change):
                     sums[name] += _loss(network, inputs, device)
-    return {name: value / max(count, 1) for name, value in sums.items()}
+        count(min(first + batch, len(windows.starts)))
+    return {name: value / max(tokens, 1) for name, value in sums.items()}
 
 
 def recovered(found: dict[str, float], *, without: str) -> float:

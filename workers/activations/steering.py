@@ -14,7 +14,7 @@ Shapes: n directions, D dimensions at the site, R of the residual stream, V toke
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,14 @@ def named_tokens(network: Any, directions: Tensor) -> Tensor:
     return scores.topk(min(NAMED, len(weight)), dim=1).indices
 
 
-def steer(network: Any, tap: Tap, contexts: Sequence[Tensor], directions: Tensor, size: float) -> Steered:
+def steer(
+    network: Any,
+    tap: Tap,
+    contexts: Sequence[Tensor],
+    directions: Tensor,
+    size: float,
+    count: Callable[[int], None] = lambda _: None,
+) -> Steered:
     """Add `size` · d at the last token of every context, one direction d at a time.
 
     What comes before the last token is computed once for all directions, where the network keeps keys and values.
@@ -105,6 +112,7 @@ def steer(network: Any, tap: Tap, contexts: Sequence[Tensor], directions: Tensor
         contexts: tokens [T] int64 each, T >= 2.
         directions: [n, D]; only their direction counts.
         size: α, in the units of the activations.
+        count: is told how many contexts are done.
 
     Raises:
         JobError: a direction is 0, or the network has no last linear layer.
@@ -116,7 +124,7 @@ def steer(network: Any, tap: Tap, contexts: Sequence[Tensor], directions: Tensor
     named = None if seen is None else named_tokens(network, seen)
     divergence = torch.zeros(len(unit), dtype=torch.float64)
     push = torch.zeros(len(unit), dtype=torch.float64)
-    for context in contexts:
+    for done, context in enumerate(contexts, 1):
         ids = context.to(directions.device)[None]
         before = before_last(network, ids)
         clean = last_logits(network, tap, ids, before, torch.zeros_like(unit[:1]))
@@ -126,6 +134,7 @@ def steer(network: Any, tap: Tap, contexts: Sequence[Tensor], directions: Tensor
             divergence[part] += divergences(clean, changed).cpu()
             if named is not None:
                 push[part] += (changed - clean).gather(1, named[part]).mean(1).cpu()
+        count(done)
     tokens = None if named is None else Pushed(named.cpu(), push / len(contexts))
     return Steered(divergence / len(contexts), tokens)
 

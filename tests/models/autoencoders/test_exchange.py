@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,15 @@ def test_what_overflows_when_it_is_folded_in_is_refused():
     tensors["r_mag"] = tensors["r_mag"] + 1000
     with pytest.raises(ModelError, match=r"b_mag becomes infinite in torch\.float32"):
         from_saelens({**config, "apply_b_dec_to_input": False}, tensors)
+
+
+@pytest.mark.parametrize("name", SAELENS)
+def test_a_model_of_ones_own_is_not_taken_for_its_parent(name):
+    model, params, _ = learned(name)
+    own = type("Own", (type(model),), {})
+    mine = own(**{field.name: getattr(model, field.name) for field in fields(model)})
+    with pytest.raises(ModelError, match="SAELens has no Own"):
+        to_saelens(mine, params)
 
 
 @pytest.mark.parametrize("save", [to_saelens, to_sparsify])

@@ -75,11 +75,11 @@ def test_nothing_of_the_user_is_replaced(full: ArtifactStore, tmp_path: Path) ->
     for overwrite in (False, True):
         with pytest.raises(StorageError, match="exists"):
             full.export("photos", mine, "folder", overwrite=overwrite)
-        with pytest.raises(StorageError, match="exists"):
+        with pytest.raises(StorageError, match=r"exists and is a folder: give another path$"):
             full.export("photos", mine, "npz", overwrite=overwrite)
     file = tmp_path / "x.npz"
     file.write_text("mine")
-    with pytest.raises(StorageError, match="exists: give another path"):
+    with pytest.raises(StorageError, match="exists: give another path or pass --overwrite"):
         full.export("photos", file)
     assert file.read_text() == "mine"
     (tmp_path / "y.card.json").write_text("mine")
