@@ -14,11 +14,6 @@ import click
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 STORE = click.option("--store", default="./artifacts", show_default=True, help="URI of the artifact store.")
-MODULE_PATH = click.option(
-    "--module-path",
-    type=click.Path(),
-    help="Folder that holds a model of your own (one called module:Class); by default the current one.",
-)
 
 
 def emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:

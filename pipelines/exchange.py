@@ -19,24 +19,23 @@ from ..storage.artifacts.export import write_files
 from ..workers.documents import TooLarge, read_short
 from ..workers.errors import JobError
 from ..workers.job import LearnJob
-from .paths import make_importable
 
 CONFIG = "cfg.json"
+PLAIN = "export as npz or safetensors"
 
 
-def export_folder(
-    store: str, ref: str, out: str | Path, format: str, *, overwrite: bool = False, module_path: str | None = None
-) -> list[Path]:
+def export_folder(store: str, ref: str, out: str | Path, format: str, *, overwrite: bool = False) -> list[Path]:
     """Write the version `ref` to the folder `out` as `format` (saelens, sparsify) lays it out; returns the files.
-
-    A model of the user's own is looked for in `module_path`, by default the current folder.
 
     Raises:
         JobError, ModelError: the version is no autoencoder, or one that the format cannot hold.
         StorageError: the files are there already, or the folder cannot be written.
     """
-    make_importable(module_path)
     artifact = ArtifactStore(store, create=False).load(ref)
+    own = artifact.card["job"]["model"]
+    if ":" in own:
+        ref = artifact.version.ref
+        raise JobError(f"{ref} is of a model of your own, {own!r}, which {format} does not know: {PLAIN}")
     model = LearnJob.parse(artifact.card["job"]).build_model()
     if not isinstance(model, Autoencoder):
         raise JobError(f"{artifact.version.ref} is a {artifact.card['job']['model']}: {format} holds autoencoders only")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..console import JSON, MODULE_PATH, STORE, duration, emit, pairs, say, size, table
+from ..console import JSON, STORE, duration, emit, pairs, say, size, table
 from ..metrics import ordered
 from .imports import FOREIGN, facts
 from .imports import command as import_
@@ -178,11 +178,8 @@ def rollback(name: str, to: str, store: str, as_json: bool) -> None:
 )
 @click.option("--out", type=click.Path(), help="File or folder to write; by default NAME-vN.FORMAT.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
-@MODULE_PATH
 @JSON
-def export(
-    ref: str, store: str, kind: str | None, out: str | None, overwrite: bool, module_path: str | None, as_json: bool
-) -> None:
+def export(ref: str, store: str, kind: str | None, out: str | None, overwrite: bool, as_json: bool) -> None:
     """Write a version to ordinary files. The keys of an .npz are the parameters' names; W is [D, H].
 
     \b
@@ -199,8 +196,7 @@ def export(
     if foreign:
         from ..exchange import export_folder
 
-        made = export_folder(store, ref, out, str(kind), overwrite=overwrite, module_path=module_path)
-        files = [str(p) for p in made]
+        files = [str(p) for p in export_folder(store, ref, out, str(kind), overwrite=overwrite)]
     else:
         files = [str(p) for p in opened.export(ref, out, kind, overwrite=overwrite)]
     emit({"files": files}, as_json, lambda: click.echo("\n".join(files)))

@@ -6,12 +6,16 @@ from typing import Any
 
 import click
 
-from ..console import JSON, MODULE_PATH, emit, pairs, say, table
+from ..console import JSON, emit, pairs, say, table
 
 
 @click.command()
 @click.argument("name", required=False)
-@MODULE_PATH
+@click.option(
+    "--module-path",
+    type=click.Path(),
+    help="Folder that holds a model of your own (one called module:Class); by default the current one.",
+)
 @JSON
 def command(name: str | None, module_path: str | None, as_json: bool) -> None:
     """List the models, or show one model's settings.
