@@ -1,14 +1,14 @@
 """Selection by downstream effect: what `gsae` gains over `topk` in the network that the activations come from.
 
     python benchmarks/gsae.py [--k 8 16 32] [--beta 1 0.3] [--steps 900 3000] [--own] [--by-gradient] [--folder HOSTS]
-    python benchmarks/gsae.py --smollm2 --k 16 32           # SmolLM2-135M (`make inputs` brings it in)
+    python benchmarks/gsae.py --smollm2 --k 16 32 [--own]   # SmolLM2-135M (`make inputs` brings it in)
 
 Byte-level GPTs of two layers (64 dimensions, 4 heads, contexts of 64) learn the source of Python's standard library.
 The residual stream after the first block is harvested with gradients: 120,000 rows of files that were not learned.
 Both autoencoders learn them with 512 latents, from the same start values and in the same order, by Adam with a learning
-rate of 0.002 and gradients as they come; with --own as the models do by themselves, which is slower by half but limits
-the norm of gradients to 1. With --smollm2 as many rows of the same source come from SmolLM2's residual stream after
-layer 12 of 30, and both have 2,304 latents and the models' own settings. Judged by other files:
+rate of 0.002 and gradients as they come; with --own as the models do by themselves, which is slower and limits the norm
+of gradients to 1. With --smollm2 as many rows of the same source come from SmolLM2's residual stream after layer 12 of
+30, and both have 2,304 latents. Judged by other files:
 
     dCE       rise of the next tokens' cross-entropy, in nats, with reconstructions in place of the activations; codes
               are chosen by activation, with --by-gradient also as while learning
@@ -91,7 +91,8 @@ class Study:
             site.harvest(folder, excerpts(0, harvested=300), rows=ROWS, gradients=True)
             (folder / "ready").touch()
         host = load(folder, site, gradients=options.by_gradient)
-        return cls("SmolLM2", rows_of(folder), host, 2304, {}, steered=64, places=1)
+        settings = {} if options.own else PLAIN
+        return cls("SmolLM2", rows_of(folder), host, 2304, settings, steered=64, places=1)
 
     @property
     def plain(self) -> Tensor:

@@ -346,7 +346,7 @@ SHORT = {"annealing": ["settings", "annealing"], "iterations": ["passes"]}
 
 
 def parse_assignment(text: str) -> tuple[list[str], Any]:
-    """`model.gamma=4` as (["settings", "gamma"], 4); values are read as YAML.
+    """`model.gamma=4` as (["settings", "gamma"], 4); values are read as YAML, where None is null as well.
 
     Raises:
         JobError: no '=' or an empty key.
@@ -356,7 +356,7 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
     if not equals or not all(path):
         raise JobError(f"--set {text!r}: write it as KEY=VALUE, for example model.gamma=4")
     try:
-        parsed = load_yaml(value)
+        parsed = None if value.strip() == "None" else load_yaml(value)
     except yaml.YAMLError as err:
         raise JobError(f"--set {text!r}: {value!r} is not a YAML value") from err
     if len(path) > 1:

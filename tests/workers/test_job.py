@@ -80,6 +80,7 @@ def test_assignments_reach_nested_fields():
     job = LearnJob.parse(values)
     assert (job.settings, job.atoms, job.schedule) == ({"gamma": 4}, 7, {"T": [(0, 2), (0.7, 1)]})
     assert parse_assignment("a.b=x=y") == (["a", "b"], "x=y")
+    assert parse_assignment("model.clip=None") == parse_assignment("model.clip=null") == (["settings", "clip"], None)
 
 
 @pytest.mark.parametrize(
