@@ -296,9 +296,10 @@ def loss_recovered(
     """
     assert isinstance(found.model, Autoencoder)
     model, path = found.model, hosts.find_model(job.model)
+    name = hosts.name_of(job.model, path)
     if not hosts.predicts_next(path):
-        raise JobError(f"texts: {path.name} does not predict next tokens, so it has no loss to recover")
-    begin(reporter, f"cross-entropy: loads {hosts.name_of(job.model, path)} and reads the texts")
+        raise JobError(f"texts: {name} does not predict next tokens, so it has no loss to recover")
+    begin(reporter, f"cross-entropy: loads {name} and reads the texts")
     about = data.attributes
     source, tap = taps_of(data, found)
     values = {"context": about["context"], "skip": about["skip"], "tokens": job.tokens}

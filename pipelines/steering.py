@@ -75,11 +75,12 @@ def steering(
         JobError: the network predicts no next tokens; no contexts.
     """
     path = hosts.find_model(model)
+    name = hosts.name_of(model, path)
     if not hosts.predicts_next(path):
-        raise JobError(f"steer: {path.name} does not predict next tokens, so there is nothing to steer")
+        raise JobError(f"steer: {name} does not predict next tokens, so there is nothing to steer")
     if not atoms:
         raise JobError("steer: no latent fires in these rows")
-    begin(reporter, f"steering: loads {hosts.name_of(model, path)}")
+    begin(reporter, f"steering: loads {name}")
     found = contexts(data, int(sums.rows))
     network: Any = hosts.load_network(path, decoder.device)
     signs = [-1 if bool(sums.negative[a] > sums.positive[a]) else 1 for a in atoms]

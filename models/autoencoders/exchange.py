@@ -40,7 +40,7 @@ class Imported:
     params: Params
 
 
-def _require_own_selection(model: Autoencoder) -> None:
+def _require_choice_by_activation(model: Autoencoder) -> None:
     if isinstance(model, GradientTopK) and model.encode_by == "gradient":
         raise ModelError(
             "encode_by=gradient: other libraries choose latents without gradients and would give other codes: "
@@ -57,7 +57,7 @@ def to_saelens(model: Autoencoder, params: Params) -> tuple[Config, Tensors]:
     Raises:
         ModelError: SAELens knows no such autoencoder.
     """
-    _require_own_selection(model)
+    _require_choice_by_activation(model)
     w = _folded(model, params)
     tensors: Tensors = {"W_enc": w["W_enc"].T, "W_dec": w["W_dec"], "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
     more: Config = {}
@@ -158,7 +158,7 @@ def to_sparsify(model: Autoencoder, params: Params) -> tuple[Config, Tensors]:
     Raises:
         ModelError: sparsify knows no such autoencoder.
     """
-    _require_own_selection(model)
+    _require_choice_by_activation(model)
     if type(model) not in (TopK, GroupMax, GradientTopK):
         raise ModelError(f"sparsify has no {type(model).__name__}, only topk and groupmax: export as saelens")
     assert isinstance(model, TopK)
