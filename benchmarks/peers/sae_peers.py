@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 # Everybody gets what this project sets for itself: large tensors in huge pages.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -43,23 +44,23 @@ def rate(atoms: int) -> float:
     return 2e-4 / (atoms / 2**14) ** 0.5
 
 
-def start(x: Tensor, atoms: int, k: int):
+def start(x: Tensor, atoms: int, k: int, precision: Literal["bfloat16"] | None = None):
     """Our model with its start values, without the warm-up (a constant rate, as the peers have)."""
     from sparsefleet.models import Probe
     from sparsefleet.models.autoencoders.topk import TopK
 
-    model = TopK(atoms=atoms, k=k, normalize="none", dead_tokens=10_000_000)
+    model = TopK(atoms=atoms, k=k, normalize="none", dead_tokens=10_000_000, encoder_precision=precision)
     wide = x[:8192].double()
     return model, model.init(Probe(len(x), wide.mean(0), wide.var(0), wide), torch.Generator().manual_seed(0))
 
 
-def ours(x: Tensor, atoms: int, k: int, rows: int) -> Step:
+def ours(x: Tensor, atoms: int, k: int, rows: int, precision: Literal["bfloat16"] | None = None) -> Step:
     """Statistics, their reduction and the update, as the learning loop makes them with one worker."""
     from sparsefleet.models import Batch, Stage
     from sparsefleet.workers.communicator import Solo
     from sparsefleet.workers.program import total
 
-    model, params = start(x, atoms, k)
+    model, params = start(x, atoms, k, precision)
     stage, solo = Stage(step=5_000, steps=10_000), Solo()
 
     def step(batch: Tensor) -> float:
@@ -69,6 +70,11 @@ def ours(x: Tensor, atoms: int, k: int, rows: int) -> Step:
         return float(stats.squared) / len(batch)  # pyright: ignore[reportAttributeAccessIssue]
 
     return step
+
+
+def ours_bfloat16(x: Tensor, atoms: int, k: int, rows: int) -> Step:
+    """The same with the encoder's product in bfloat16, and exact values of what it finds."""
+    return ours(x, atoms, k, rows, "bfloat16")
 
 
 def dense_autograd(x: Tensor, atoms: int, k: int, rows: int) -> Step:
@@ -223,7 +229,7 @@ PEERS = {
     "sae_lens": ("sae-lens", sae_lens),
 }
 """Module -> (distribution on PyPI, its step)."""
-OWN = {"sparsefleet": ours, "dense autograd": dense_autograd, "bound": bound}
+OWN = {"sparsefleet": ours, "sparsefleet, bfloat16": ours_bfloat16, "dense autograd": dense_autograd, "bound": bound}
 
 
 def peak_mb() -> float:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -80,6 +80,10 @@ class Autoencoder(Model):
     """Array of the data set that is to be predicted from the rows (a transcoder); None: the rows themselves."""
     code_width: int | None = None
     """Entries that `encode` keeps of a row, the largest; None: all of a row that has k, else at most 512."""
+    encoder_precision: Literal["tf32", "bfloat16"] | None = None
+    """Precision of the encoder's product, by far the largest: "bfloat16" or "tf32" (GPUs) are faster where the hardware
+    has them. Selected entries are computed again in full precision; `relu`, `gated` and `jumprelu` take the rounded
+    ones. None: that of `dtype`, as everything else."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("learning_rate",)
     signed: ClassVar[bool] = False
@@ -107,6 +111,12 @@ class Autoencoder(Model):
             raise ModelError(f"eps={self.eps} must be above 0")
         if self.normalize not in ("none", "scalar"):
             raise ModelError(f"normalize={self.normalize!r}: choose none or scalar")
+        if self.encoder_precision not in (None, "tf32", "bfloat16"):
+            raise ModelError(f"encoder_precision={self.encoder_precision!r}: choose bfloat16, tf32 or null")
+        if self.encoder_precision and self.dtype == "float64":
+            raise ModelError(
+                f"encoder_precision={self.encoder_precision!r} rounds what dtype=float64 keeps: choose one"
+            )
 
     # -- what a variant is -----------------------------------------------------------------------------------------
 
@@ -123,8 +133,20 @@ class Autoencoder(Model):
     def code(self, params: Params, rows: Rows, stage: Stage | None) -> tuple[Tensor, Tensor]:
         """(indices, values) of the codes of all rows; `stage` is None where nothing is learned."""
         del stage
-        found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"])
-        return joined([self.select(params, u, rows.raw[at]) for at, u in found])
+        return self.chosen(params, rows, self.select)
+
+    def chosen(
+        self, params: Params, rows: Rows, select: Callable[[Params, Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """What `select` takes of all rows, in full precision."""
+        found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"], self.encoder_precision)
+        parts = ((at, select(params, u, rows.raw[at])) for at, u in found)
+        return joined([self.exact(params, rows.inputs[at], *code) for at, code in parts])
+
+    def exact(self, params: Params, inputs: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The code that was chosen, with values in the precision of `inputs` [m, D] where they were rounded."""
+        del params, inputs
+        return indices, values
 
     def add_rows(self, sums: GradientSums, params: Params, rows: Rows, stage: Stage) -> Tensor:
         """Add the rows' gradients and counts to `sums`; returns reconstruction - target, [n, E]."""
@@ -405,7 +427,10 @@ class Autoencoder(Model):
         # What peers offer, twice, and the places of what is taken.
         offers = (self.peers.size - 1) * max(self.offered(), min(self._aux_k(dim), self.held)) * (2 * item + 8)
         entries = max(self.slots(), self.entries()) * (32 + 4 * item)
-        return 2 * chunk + rows * (6 * dim * item + entries + offers) + aux
+        rounded = 0
+        if self.encoder_precision == "bfloat16":
+            rounded = 2 * (self.held * dim + chunk // item + rows * dim) + rows * self.entries() * (24 + 4 * item)
+        return 2 * chunk + rows * (6 * dim * item + entries + offers) + aux + rounded
 
     def flops(self, dim: int) -> float:
         """The encoder's product and four sparse ones."""
@@ -424,13 +449,15 @@ class Autoencoder(Model):
             if self.target is None:
                 yield Rows(inputs, inputs, raw, memo)
                 continue
-            at = self.input_dim(params)
-            targets = raw[:, at : at + params["W_dec"].shape[1]] * params["target_scale"] - params["b_dec"]
-            yield Rows(inputs, targets, raw, memo)
+            yield Rows(inputs, self._targets(params, raw), raw, memo)
 
     def _inputs(self, params: Params, raw: Tensor) -> Tensor:
         inputs = raw[:, : self.input_dim(params)] * params["scale"]
         return inputs.sub_(params["b_dec"]) if self.target is None else inputs
+
+    def _targets(self, params: Params, raw: Tensor) -> Tensor:
+        at = self.input_dim(params)
+        return raw[:, at : at + params["W_dec"].shape[1]] * params["target_scale"] - params["b_dec"]
 
     def _target_scale(self, params: Params) -> Tensor:
         return params["scale" if self.target is None else "target_scale"]

@@ -13,7 +13,7 @@ from ..kernels import pack
 from ..schedule import Stage
 from ..truncated.cut import ROUNDS, ScoreHistogram, histogram, narrow, order_key
 from .autoencoder import Autoencoder
-from .selection import chunk_rows, largest, pre_activations
+from .selection import chunk_rows, exact, largest, pre_activations
 from .sums import GradientSums, Rows
 from .topk import TopK
 
@@ -60,6 +60,13 @@ class BatchTopK(TopK):
         """What a row offers at first."""
         return min(self.held, max(4 * self.k, 64))
 
+    def exact(self, params: Params, inputs: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Autoencoder.exact`; all of them, whose number differs from row to row."""
+        if self.encoder_precision is None:
+            return indices, values
+        width, empty = indices.shape[1], values == 0
+        return exact(indices, inputs, params["W_enc"], params["b_enc"], width, signed=self.signed, empty=empty)
+
     def offered(self) -> int:
         """None: a histogram finds the threshold."""
         return 0
@@ -80,7 +87,8 @@ class BatchTopK(TopK):
         if rows == 0 or stage.get("cut_round", 0) >= len(ROUNDS):
             return found
         if stage.get("cut_all", 0):
-            for _, u in pre_activations(self._inputs(params, batch.x), params["W_enc"], params["b_enc"]):
+            inputs = self._inputs(params, batch.x)
+            for _, u in pre_activations(inputs, params["W_enc"], params["b_enc"], self.encoder_precision):
                 found.counts.add_(self._histogram(u.abs_() if self.signed else u, stage))
             return found
         inputs = self._inputs(params, batch.x)
@@ -115,9 +123,8 @@ class BatchTopK(TopK):
     def _candidates(self, params: Params, rows: Rows) -> tuple[Tensor, Tensor]:
         """(indices, values) of each row's largest scores, the largest first; kept for the batch's next round."""
         if CANDIDATES not in rows.memo:
-            found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"])
-            parts = [largest(u, self.entries(), signed=self.signed) for _, u in found]
-            rows.memo[CANDIDATES], rows.memo[SCORES] = (torch.cat(column) for column in zip(*parts, strict=True))
+            found = self.chosen(params, rows, lambda _, u, raw: largest(u, self.entries(), signed=self.signed))
+            rows.memo[CANDIDATES], rows.memo[SCORES] = found
         return rows.memo[CANDIDATES], rows.memo[SCORES]
 
     # -- the codes -------------------------------------------------------------------------------------------------

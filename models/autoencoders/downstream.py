@@ -12,7 +12,6 @@ from ..base import Params, Probe
 from ..errors import ModelError
 from ..kernels import top_k
 from ..schedule import Stage
-from .selection import joined, largest, pre_activations
 from .start import columns
 from .sums import Rows
 from .topk import TopK
@@ -69,8 +68,7 @@ class GradientTopK(TopK):
             ModelError: they have not.
         """
         if stage is None and self.encode_by == "activation":
-            found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"])
-            return joined([largest(u, self.k, signed=self.signed) for _, u in found])
+            return self.chosen(params, rows, super().select)
         width = self.input_dim(params) + (len(self.arrays) - 1) * params["W_dec"].shape[1]
         if rows.raw.shape[1] != width:
             raise ModelError(

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base import Params, Probe
+from ..base import Params
 from ..kernels import Gradients
 from ..schedule import Stage
 from .relu import Elementwise, code_of
+from .selection import product
 from .sums import GradientSums, Rows
 
 SIZE, BIAS = 0, 1
@@ -32,9 +33,9 @@ class Gated(Elementwise):
     own: ClassVar[tuple[str, ...]] = ("r_mag", "b_mag")
     tallies: ClassVar[int] = 2
 
-    def init_own(self, params: Params, probe: Probe) -> Params:
+    def own_start(self, bias: Tensor) -> Params:
         """Magnitude and gate start equal."""
-        return {"r_mag": torch.zeros_like(params["b_enc"]), "b_mag": params["b_enc"].clone()}
+        return {"r_mag": torch.zeros_like(bias), "b_mag": bias.clone()}
 
     def activate(self, params: Params, u: Tensor) -> Tensor:
         """See `Elementwise.activate`."""
@@ -43,7 +44,7 @@ class Gated(Elementwise):
 
     def add_rows(self, sums: GradientSums, params: Params, rows: Rows, stage: Stage) -> Tensor:
         """See `Autoencoder.add_rows`."""
-        u = torch.addmm(params["b_enc"], rows.inputs, params["W_enc"].T)
+        u = product(rows.inputs, params["W_enc"], params["b_enc"], self.encoder_precision)
         decoder = params["W_dec"]
         code = code_of(self.activate(params, u))
         error = code.decode(decoder).sub_(rows.targets)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import Params, Probe
+from ..base import Params
 from ..errors import ModelError
 from ..kernels import inner_products, pack
 from ..schedule import Stage
@@ -66,9 +66,9 @@ class JumpReLU(Elementwise):
         if not self.start_threshold >= 0:
             raise ModelError(f"start_threshold={self.start_threshold} must be 0 or more")
 
-    def init_own(self, params: Params, probe: Probe) -> Params:
+    def own_start(self, bias: Tensor) -> Params:
         """θ."""
-        return {"threshold": torch.full_like(params["b_enc"], self.start_threshold)}
+        return {"threshold": torch.full_like(bias, self.start_threshold)}
 
     def activate(self, params: Params, u: Tensor) -> Tensor:
         """See `Elementwise.activate`."""
@@ -97,5 +97,6 @@ class JumpReLU(Elementwise):
         return {"threshold": sums.tallies[FIT] + weight * sums.tallies[COUNT]}
 
     def finish(self, params: Params, sums: GradientSums, stage: Stage) -> Params:
-        """θ >= 0."""
-        return {"threshold": params["threshold"].clamp(min=0)}
+        """See `Elementwise.finish`; θ >= 0."""
+        above = {"threshold": params["threshold"].clamp(min=0)}
+        return above | super().finish(params | above, sums, stage)

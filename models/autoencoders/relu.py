@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..base import Params
+from ..base import TRAINING, Batch, Params, Probe, Stats
 from ..errors import ModelError
 from ..kernels import pack
 from ..schedule import Stage
+from ..truncated.draws import Draws
 from .autoencoder import Autoencoder
-from .rates import warm_up
-from .selection import chunk_rows
-from .sparse import DENSE_FROM, Code, DenseCode, SparseCode
+from .names import FIRST, SECOND
+from .rates import warm_again, warm_up
+from .resampling import SLOTS, SquaredLosses, candidates, dead_latents, resampled
+from .selection import chunk_rows, product
+from .sparse import DENSE_FROM, Code, DenseCode, SparseCode, make_code
 from .sums import GradientSums, Rows
+
+RESAMPLED = f"{TRAINING}resampled"
+LOSSES = "row_losses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,9 @@ class Elementwise(Autoencoder):
     sparsity: float = 5.0
     """Weight of the sparsity penalty, which rises from 0 during the first 5 % of the run; a schedule for `sparsity`
     multiplies it."""
+    resample: tuple[float, ...] = ()
+    """Fractions of the run at which dead latents begin anew along badly reconstructed rows of the update; the learning
+    rate then rises again from a tenth. Empty: never."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("learning_rate", "sparsity")
 
@@ -34,6 +44,8 @@ class Elementwise(Autoencoder):
         super().__post_init__()
         if not self.sparsity >= 0:
             raise ModelError(f"sparsity={self.sparsity} must be 0 or more")
+        if any(not 0 < f < 1 for f in self.resample) or any(b <= a for a, b in pairwise(self.resample)):
+            raise ModelError(f"resample={list(self.resample)}: fractions of the run must rise within (0, 1)")
 
     @abstractmethod
     def activate(self, params: Params, u: Tensor) -> Tensor:
@@ -47,9 +59,20 @@ class Elementwise(Autoencoder):
         del weight
         return 0.0
 
+    def own_start(self, bias: Tensor) -> Params:
+        """`own` before a latent's first update; `bias` [m] is its b_enc."""
+        del bias
+        return {}
+
+    def init_own(self, params: Params, probe: Probe) -> Params:
+        """`own`, and how many latents were resampled."""
+        del probe
+        counter = {RESAMPLED: torch.zeros((), dtype=torch.int64, device=params["b_enc"].device)}
+        return self.own_start(params["b_enc"]) | (counter if self.resample else {})
+
     def add_rows(self, sums: GradientSums, params: Params, rows: Rows, stage: Stage) -> Tensor:
         """See `Autoencoder.add_rows`."""
-        u = torch.addmm(params["b_enc"], rows.inputs, params["W_enc"].T)
+        u = product(rows.inputs, params["W_enc"], params["b_enc"], self.encoder_precision)
         weight = self.weight(stage)
         error = self.fit(sums, params, code_of(self.activate(params, u)), rows, self.slope(weight))
         self.add_more(sums, params, rows, u, error, weight)
@@ -59,6 +82,71 @@ class Elementwise(Autoencoder):
         """See `Autoencoder.select`."""
         values, indices = pack(self.activate(params, u), signed=self.signed)
         return indices, values
+
+    # -- resampling ------------------------------------------------------------------------------------------------
+
+    def resamples_after(self, steps: int) -> list[int]:
+        """The updates of a run of `steps` in which dead latents are resampled."""
+        return [int(fraction * steps) for fraction in self.resample]
+
+    def rate(self, stage: Stage) -> float:
+        """See `Autoencoder.rate`; lower for a while where latents are new."""
+        before = [step for step in self.resamples_after(stage.steps) if step < stage.step]
+        return super().rate(stage) * warm_again(stage.step, stage.steps, max(before, default=None))
+
+    def surveys_at(self, stage: Stage) -> int:
+        """One where latents are resampled."""
+        return int(stage.step in self.resamples_after(stage.steps))
+
+    def survey(self, params: Params, batch: Batch, stage: Stage) -> SquaredLosses:
+        """The losses of all rows, squared."""
+        del stage
+        return SquaredLosses(self._losses(params, batch).double().square().sum())
+
+    def refine(self, params: Params, survey: Stats, stage: Stage) -> Stage:
+        """The stage with the sum of the squared losses."""
+        assert isinstance(survey, SquaredLosses)
+        return stage.with_values(squared_losses=float(survey.total))
+
+    def statistics(self, params: Params, batch: Batch, stage: Stage) -> GradientSums:
+        """See `Autoencoder.statistics`; with rows for dead latents where they are resampled."""
+        sums = super().statistics(params, batch, stage)
+        wanted = int(dead_latents(params).sum()) if self.surveys_at(stage) else 0
+        if not wanted:
+            return sums
+        columns = self._inputs(params, batch.x)
+        if self.target is not None:
+            columns = torch.cat([self._targets(params, batch.x), columns], 1)
+        draws = Draws(stage, batch.start, len(batch.x), batch.x.device)
+        total = stage.get("squared_losses", 0.0)
+        return replace(sums, candidates=candidates(columns, self._losses(params, batch), total, wanted, draws))
+
+    def _losses(self, params: Params, batch: Batch) -> Tensor:
+        """[n] squared errors; kept for the batch's next round."""
+        if LOSSES not in batch.memo:
+            found = [batch.x.new_zeros(0)]
+            for rows in self._rows(params, batch):
+                code = make_code(*self.code(params, rows, None), self.atoms)
+                found.append(code.decode(params["W_dec"]).sub_(rows.targets).square().sum(1))
+            batch.memo[LOSSES] = torch.cat(found)
+        return batch.memo[LOSSES]
+
+    def finish(self, params: Params, sums: GradientSums, stage: Stage) -> Params:
+        """Resampled latents, with all that belongs to them at its start."""
+        if not len(sums.candidates):
+            return {}
+        moments = [name for name in self.per_atom if name.startswith((FIRST, SECOND))]
+        new, places = resampled(params, sums.candidates, moments, centre=self.target is not None)
+        for name, value in self.own_start(new["b_enc"][places]).items():
+            new[name] = new[name].index_copy(0, places, value)
+        return new | {RESAMPLED: params[RESAMPLED] + len(places)}
+
+    def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
+        """See `Autoencoder.metrics`; resampled: latents that were, in all updates before."""
+        found = super().metrics(params, stats)
+        return found | ({"resampled": float(params[RESAMPLED])} if RESAMPLED in params else {})
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
 
     def weight(self, stage: Stage) -> float:
         """The penalty's weight in one update."""
@@ -70,7 +158,8 @@ class Elementwise(Autoencoder):
 
     def batch_bytes(self, rows: int, dim: int, item: int) -> int:
         """See `Autoencoder.batch_bytes`."""
-        return super().batch_bytes(rows, dim, item) + 6 * self.pieces(rows) * self.atoms * item
+        slots = 3 * SLOTS * self.atoms * (dim * len(self.arrays) + 1) * item if self.resample else 0
+        return super().batch_bytes(rows, dim, item) + 6 * self.pieces(rows) * self.atoms * item + slots
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..kernels import top_k
+from ..kernels import inner_products, top_k
 from ..peers import Peers
 
+Precision = Literal["tf32", "bfloat16"]
+"""Of the encoder's product, where it is not that of its factors."""
 
-def pre_activations(inputs: Tensor, encoder: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
+
+def pre_activations(
+    inputs: Tensor, encoder: Tensor, bias: Tensor, precision: Precision | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """u = inputs @ encoder.T + bias of all rows, piece by piece: (which rows, u [m, H]).
 
     The caller may overwrite u, which is only valid until the next piece. At least one piece, even of no rows.
@@ -19,10 +26,65 @@ def pre_activations(inputs: Tensor, encoder: Tensor, bias: Tensor) -> Iterator[t
     n, atoms = inputs.shape[0], encoder.shape[0]
     size = chunk_rows(n, atoms, inputs.element_size(), inputs.device)
     buffer = inputs.new_empty(size, atoms)
+    factor = encoder.bfloat16() if precision == "bfloat16" else encoder
     for start in range(0, max(n, 1), size):
         rows = slice(start, min(start + size, n))
-        piece = inputs[rows]
-        yield rows, torch.addmm(bias, piece, encoder.T, out=buffer[: piece.shape[0]])
+        yield rows, _product(inputs[rows], factor, bias, precision, buffer)
+
+
+def product(inputs: Tensor, encoder: Tensor, bias: Tensor, precision: Precision | None) -> Tensor:
+    """u [n, H] of all rows at once."""
+    factor = encoder.bfloat16() if precision == "bfloat16" else encoder
+    return _product(inputs, factor, bias, precision, inputs.new_empty(inputs.shape[0], encoder.shape[0]))
+
+
+def _product(inputs: Tensor, encoder: Tensor, bias: Tensor, precision: Precision | None, buffer: Tensor) -> Tensor:
+    out = buffer[: inputs.shape[0]]
+    if precision == "bfloat16":
+        return torch.add(inputs.bfloat16() @ encoder.T, bias, out=out)
+    if precision == "tf32":
+        with _tf32():
+            return torch.addmm(bias, inputs, encoder.T, out=out)
+    return torch.addmm(bias, inputs, encoder.T, out=out)
+
+
+@contextmanager
+def _tf32() -> Generator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def candidates(k: int, atoms: int, precision: Precision | None) -> int:
+    """How many entries of a row to take so that the k largest are among them.
+
+    With a `precision` they are ordered by rounded values. Rounding moves an entry by some thousandths of their spread;
+    the k-th and the 3/2 k-th largest of many lie much farther apart.
+    """
+    return min(atoms, k if precision is None else k + max(16, k // 2))
+
+
+def exact(
+    indices: Tensor, inputs: Tensor, encoder: Tensor, bias: Tensor, k: int, *, signed: bool, empty: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The (indices, values), [n, k] each, of the k largest of some entries in the precision of `inputs`, largest first.
+
+    Args:
+        indices: [n, w] the entries.
+        inputs: [n, D]
+        encoder: [H, D]
+        bias: [H]
+        k: at most w are left.
+        signed: whether by magnitude; else values are at least 0.
+        empty: [n, w] bool: slots whose value is 0 whatever their index.
+    """
+    u = inner_products(indices, encoder, inputs).add_(bias[indices])
+    u = u if empty is None else u.masked_fill_(empty, 0)
+    places, values = largest(u, min(k, indices.shape[1]), signed=signed)
+    return indices.gather(1, places), values
 
 
 def largest(u: Tensor, k: int, *, signed: bool) -> tuple[Tensor, Tensor]:

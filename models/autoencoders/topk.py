@@ -13,7 +13,7 @@ from ..errors import ModelError
 from ..peers import Peers
 from ..schedule import Stage
 from .autoencoder import Autoencoder
-from .selection import elected, largest
+from .selection import candidates, elected, exact, largest
 from .sums import Rows
 
 
@@ -33,7 +33,13 @@ class TopK(Autoencoder):
 
     def select(self, params: Params, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.select`."""
-        return largest(u, min(self.k, self.held), signed=self.signed)
+        return largest(u, candidates(self.k, self.held, self.encoder_precision), signed=self.signed)
+
+    def exact(self, params: Params, inputs: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Autoencoder.exact`; the k largest of them."""
+        if self.encoder_precision is None:
+            return indices, values
+        return exact(indices, inputs, params["W_enc"], params["b_enc"], min(self.k, self.held), signed=self.signed)
 
     def code(self, params: Params, rows: Rows, stage: Stage | None) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.code`: of what every peer would keep, the k largest of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from itertools import accumulate
 from operator import add
 
 import pytest
@@ -78,7 +79,8 @@ def surveyed(model: Autoencoder, params: Params, batches: list[Batch], stage: St
 
 def step(model: Autoencoder, params: Params, parts: list[torch.Tensor], stage: Stage):
     """(new parameters, metrics) of one update with its rows dealt to workers."""
-    batches = [Batch(part) for part in parts]
+    starts = accumulate((len(part) for part in parts), initial=0)
+    batches = [Batch(part, start) for part, start in zip(parts, starts, strict=False)]
     stage = surveyed(model, params, batches, stage)
     stats = reduce(add, (model.statistics(params, b, stage) for b in batches))
     return model.update(params, stats, stage), model.metrics(params, stats)

@@ -5,11 +5,8 @@ Others have tests of their own: gradients against dense autograd (`test_family.p
 non-negative orthant (`tests/models/factorization/test_nonnegative.py`, the hierarchy's weights), and searches for a KL
 that begin at 1 and drop what they miss (`tests/benchmarks/test_searches.py`; `test_poles.py` beside it); rows of tokens
 on which attention rests (`tests/workers/activations/test_harvesting.py`, tokens that are no rows); shuffled reading row
-by row (`tests/workers/test_feed.py`, whole chunks).
-
-One has none, for there is nothing to test: resampling of dead latents, where others take the norm of the live encoder
-rows along the wrong axis. No autoencoder here resamples; AuxK revives latents in all of them, `relu`, `gated` and
-`jumprelu` too.
+by row (`tests/workers/test_feed.py`, whole chunks); all of what resampling does, beside the one norm below
+(`test_resampling.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import torch
 from sparsefleet.models import Batch, Stage
 from sparsefleet.models.autoencoders.autoencoder import WEIGHTS
 from sparsefleet.models.autoencoders.measures import evaluate, summary
-from sparsefleet.models.autoencoders.names import RESIDUAL, SILENT
+from sparsefleet.models.autoencoders.names import DEAD, RESIDUAL, SILENT
 from sparsefleet.models.autoencoders.start import geometric_median, root_dim_scale
 from sparsefleet.storage import create_dataset
 from sparsefleet.workers.communicator import Solo
@@ -129,6 +126,25 @@ def test_downstream_gradients_scale_inversely_to_the_rows():
         found.append(model.encode(params, Batch(rows)))
     assert torch.equal(found[0].indices, found[1].indices)
     torch.testing.assert_close(found[1].values, 7 * found[0].values)
+
+
+@pytest.mark.parametrize("name", ["relu", "gated", "jumprelu"])
+def test_resampled_encoder_rows_measure_themselves_by_the_rows_of_living_latents(name):
+    """Not by the norms of W_enc's columns, of which there are D and not H."""
+    model = make(name, resample=(0.3,), dead_tokens=5)
+    raw = data(model)
+    params = moved(model, raw, dead=12)
+    params["b_enc"][:12] = -100
+    size = torch.linspace(0.5, 3, len(params["W_enc"])).double()
+    params["W_enc"] *= size[:, None]
+    stage = surveyed(model, params, [Batch(raw)], STAGE)
+    assert STAGE.step in model.resamples_after(STAGE.steps)
+    new = model.update(params, model.statistics(params, Batch(raw), stage), stage)
+    norms = new["W_enc"].norm(dim=1)
+    again = new["b_enc"] == 0
+    living = (new[SILENT] < new[DEAD]) & ~again
+    assert 6 <= int(again.sum()) <= 12 <= int((~living).sum())
+    torch.testing.assert_close(norms[again], 0.2 * norms[living].mean().expand(int(again.sum())))
 
 
 @pytest.mark.parametrize("name", ["topk", "abstopk", "relu"])

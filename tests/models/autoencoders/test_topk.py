@@ -439,7 +439,16 @@ print(peak() - before, model.memory({rows}, {dim}))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize(("atoms", "rows", "dim"), [(8192, 512, 128), (1024, 8192, 128)])
-@pytest.mark.parametrize(("name", "options"), [("topk", {"k": 16}), ("gated", {}), ("matryoshka", {"k": 16})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("topk", {"k": 16}),
+        ("topk", {"k": 16, "encoder_precision": "bfloat16"}),
+        ("gated", {}),
+        ("gated", {"encoder_precision": "bfloat16"}),
+        ("matryoshka", {"k": 16}),
+    ],
+)
 def test_memory_is_predicted(name, options, atoms, rows, dim):
     script = MEASURE.format(name=name, options=options, atoms=atoms, rows=rows, dim=dim)
     # Otherwise glibc decides as it goes along how much of the freed memory the process keeps.
