@@ -43,7 +43,7 @@ from . import start
 from .auxiliary import Auxiliary, add_auxiliary, auxiliary, auxiliary_bytes
 from .names import DEAD, FIRST, RESIDUAL, SECOND, SILENT, STEPS, TOKENS, VARIANCE
 from .rates import warm_and_decay
-from .selection import chunk_rows, joined, pre_activations
+from .selection import Precision, chunk_rows, joined, pre_activations
 from .sparse import Code, make_code
 from .sums import GradientSums, Rows, zeros
 
@@ -81,9 +81,9 @@ class Autoencoder(Model):
     code_width: int | None = None
     """Entries that `encode` keeps of a row, the largest; None: all of a row that has k, else at most 512."""
     encoder_precision: Literal["tf32", "bfloat16"] | None = None
-    """Precision of the encoder's product, by far the largest: "bfloat16" or "tf32" (GPUs) are faster where the hardware
-    has them. Selected entries are computed again in full precision; `relu`, `gated` and `jumprelu` take the rounded
-    ones. None: that of `dtype`, as everything else."""
+    """Precision of the encoder's product, by far the largest, under float32: "bfloat16" or "tf32" (GPUs) are faster
+    where the hardware has them. Selected entries are computed again in full precision; `relu`, `gated` and `jumprelu`
+    take the rounded ones. None: that of `dtype`, as everything else."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("learning_rate",)
     signed: ClassVar[bool] = False
@@ -113,9 +113,10 @@ class Autoencoder(Model):
             raise ModelError(f"normalize={self.normalize!r}: choose none or scalar")
         if self.encoder_precision not in (None, "tf32", "bfloat16"):
             raise ModelError(f"encoder_precision={self.encoder_precision!r}: choose bfloat16, tf32 or null")
-        if self.encoder_precision and self.dtype == "float64":
+        if self.encoder_precision and self.target:
             raise ModelError(
-                f"encoder_precision={self.encoder_precision!r} rounds what dtype=float64 keeps: choose one"
+                f"encoder_precision={self.encoder_precision!r} with target={self.target!r}: a transcoder's inputs are "
+                "not centred, and rounding would lose what is small beside their mean; leave encoder_precision out"
             )
 
     # -- what a variant is -----------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Autoencoder(Model):
         self, params: Params, rows: Rows, select: Callable[[Params, Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """What `select` takes of all rows, in full precision."""
-        found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"], self.encoder_precision)
+        found = pre_activations(rows.inputs, params["W_enc"], params["b_enc"], self.rounding)
         parts = ((at, select(params, u, rows.raw[at])) for at, u in found)
         return joined([self.exact(params, rows.inputs[at], *code) for at, code in parts])
 
@@ -324,7 +325,7 @@ class Autoencoder(Model):
         if not math.isfinite(norm):
             raise ModelError(f"the gradient is not finite at update {steps}: lower learning_rate={self.peak:.3g}")
         factor = min(1.0, self.clip / (norm + 1e-6)) if self.clip is not None else 1.0
-        adam = Adam(rate=self.rate(stage), betas=self.betas, eps=self.eps, count=steps)
+        adam = Adam(rate=self.rate(stage) * self.warmth(params, stage), betas=self.betas, eps=self.eps, count=steps)
         new = dict(params)
         for name, total in (gradients | {"W_dec": stats.decoder}).items():
             old = Moments(params[name], params[FIRST + name], params[SECOND + name])
@@ -346,6 +347,16 @@ class Autoencoder(Model):
     def rate(self, stage: Stage) -> float:
         """The learning rate of one update."""
         return self.peak * warm_and_decay(stage.step, stage.steps) * stage.get("learning_rate", 1.0)
+
+    def warmth(self, params: Params, stage: Stage) -> float:
+        """Factor of the learning rate that depends on what happened in the run."""
+        del params, stage
+        return 1.0
+
+    @property
+    def rounding(self) -> Precision | None:
+        """`encoder_precision` where it is less than that of `dtype`."""
+        return self.encoder_precision if self.dtype == "float32" else None
 
     def encode(self, params: Params, batch: Batch) -> Codes:
         """The active entries of each row, the largest magnitude first, in the units of the data (see `reconstruct`)."""
@@ -428,7 +439,7 @@ class Autoencoder(Model):
         offers = (self.peers.size - 1) * max(self.offered(), min(self._aux_k(dim), self.held)) * (2 * item + 8)
         entries = max(self.slots(), self.entries()) * (32 + 4 * item)
         rounded = 0
-        if self.encoder_precision == "bfloat16":
+        if self.rounding:
             rounded = 2 * (self.held * dim + chunk // item + rows * dim) + rows * self.entries() * (24 + 4 * item)
         return 2 * chunk + rows * (6 * dim * item + entries + offers) + aux + rounded
 

@@ -39,7 +39,8 @@ class BatchTopK(TopK):
 
     The threshold is exact over all workers: a radix select on the histogram of scores (compared as float32), which the
     survey adds up. Each row first offers its 4 k (at least 64) largest entries; only where some row might have more
-    above the threshold are all entries counted, in three further rounds.
+    above the threshold are all entries counted, in three further rounds. With an `encoder_precision` entries are found
+    by rounded scores: some beside the threshold may be missing or lie just below it.
 
     Without a batch, as in `encode`, entries above `threshold` are kept: the debiased running mean of the updates'
     thresholds over a twentieth of the run (at most 1000 updates), in scaled units.
@@ -62,7 +63,7 @@ class BatchTopK(TopK):
 
     def exact(self, params: Params, inputs: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.exact`; all of them, whose number differs from row to row."""
-        if self.encoder_precision is None:
+        if self.rounding is None:
             return indices, values
         width, empty = indices.shape[1], values == 0
         return exact(indices, inputs, params["W_enc"], params["b_enc"], width, signed=self.signed, empty=empty)
@@ -88,7 +89,7 @@ class BatchTopK(TopK):
             return found
         if stage.get("cut_all", 0):
             inputs = self._inputs(params, batch.x)
-            for _, u in pre_activations(inputs, params["W_enc"], params["b_enc"], self.encoder_precision):
+            for _, u in pre_activations(inputs, params["W_enc"], params["b_enc"], self.rounding):
                 found.counts.add_(self._histogram(u.abs_() if self.signed else u, stage))
             return found
         inputs = self._inputs(params, batch.x)

@@ -44,7 +44,7 @@ class Gated(Elementwise):
 
     def add_rows(self, sums: GradientSums, params: Params, rows: Rows, stage: Stage) -> Tensor:
         """See `Autoencoder.add_rows`."""
-        u = product(rows.inputs, params["W_enc"], params["b_enc"], self.encoder_precision)
+        u = product(rows.inputs, params["W_enc"], params["b_enc"], self.rounding)
         decoder = params["W_dec"]
         code = code_of(self.activate(params, u))
         error = code.decode(decoder).sub_(rows.targets)

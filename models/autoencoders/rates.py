@@ -15,10 +15,10 @@ def warm_up(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1.0, 0.05 * steps))
 
 
-def warm_again(step: int, steps: int, last: int | None, *, warm: int = 1000) -> float:
-    """Factor of the learning rate after latents were resampled in update `last` (None: never): from a tenth back to 1
+def warm_again(step: int, steps: int, last: int, *, warm: int = 1000) -> float:
+    """Factor of the learning rate after latents were resampled in update `last` (-1: never): from a tenth back to 1
     over `warm` steps (5 % of the run if that is less)."""
-    if last is None or step <= last:
+    if last < 0:
         return 1.0
     rising = max(1, min(warm, steps // 20))
     return min(1.0, 0.1 + 0.9 * (step - last - 1) / rising)

@@ -18,12 +18,12 @@ from ..truncated.draws import Draws
 from .autoencoder import Autoencoder
 from .names import FIRST, SECOND
 from .rates import warm_again, warm_up
-from .resampling import SLOTS, SquaredLosses, candidates, dead_latents, resampled
+from .resampling import ROWS_PER_LATENT, SLOTS, SquaredLosses, draw_rows, resampled, wanted_rows
 from .selection import chunk_rows, product
 from .sparse import DENSE_FROM, Code, DenseCode, SparseCode, make_code
 from .sums import GradientSums, Rows
 
-RESAMPLED = f"{TRAINING}resampled"
+RESAMPLED, LAST = f"{TRAINING}resampled", f"{TRAINING}last_resampling"
 LOSSES = "row_losses"
 
 
@@ -65,14 +65,14 @@ class Elementwise(Autoencoder):
         return {}
 
     def init_own(self, params: Params, probe: Probe) -> Params:
-        """`own`, and how many latents were resampled."""
+        """`own`, how many latents were resampled, and in which update last (-1: never)."""
         del probe
-        counter = {RESAMPLED: torch.zeros((), dtype=torch.int64, device=params["b_enc"].device)}
-        return self.own_start(params["b_enc"]) | (counter if self.resample else {})
+        none = torch.zeros((), dtype=torch.int64, device=params["b_enc"].device)
+        return self.own_start(params["b_enc"]) | ({RESAMPLED: none, LAST: none - 1} if self.resample else {})
 
     def add_rows(self, sums: GradientSums, params: Params, rows: Rows, stage: Stage) -> Tensor:
         """See `Autoencoder.add_rows`."""
-        u = product(rows.inputs, params["W_enc"], params["b_enc"], self.encoder_precision)
+        u = product(rows.inputs, params["W_enc"], params["b_enc"], self.rounding)
         weight = self.weight(stage)
         error = self.fit(sums, params, code_of(self.activate(params, u)), rows, self.slope(weight))
         self.add_more(sums, params, rows, u, error, weight)
@@ -85,41 +85,37 @@ class Elementwise(Autoencoder):
 
     # -- resampling ------------------------------------------------------------------------------------------------
 
-    def resamples_after(self, steps: int) -> list[int]:
-        """The updates of a run of `steps` in which dead latents are resampled."""
-        return [int(fraction * steps) for fraction in self.resample]
-
-    def rate(self, stage: Stage) -> float:
-        """See `Autoencoder.rate`; lower for a while where latents are new."""
-        before = [step for step in self.resamples_after(stage.steps) if step < stage.step]
-        return super().rate(stage) * warm_again(stage.step, stage.steps, max(before, default=None))
+    def warmth(self, params: Params, stage: Stage) -> float:
+        """See `Autoencoder.warmth`: less for a while after latents were resampled."""
+        return warm_again(stage.step, stage.steps, int(params[LAST])) if LAST in params else 1.0
 
     def surveys_at(self, stage: Stage) -> int:
         """One where latents are resampled."""
-        return int(stage.step in self.resamples_after(stage.steps))
+        return int(stage.step in [round(fraction * stage.steps) for fraction in self.resample])
 
     def survey(self, params: Params, batch: Batch, stage: Stage) -> SquaredLosses:
-        """The losses of all rows, squared."""
+        """The losses of all rows, squared, and their number."""
         del stage
-        return SquaredLosses(self._losses(params, batch).double().square().sum())
+        losses = self._losses(params, batch).double()
+        return SquaredLosses(losses.square().sum(), losses.new_tensor(float(len(losses))))
 
     def refine(self, params: Params, survey: Stats, stage: Stage) -> Stage:
-        """The stage with the sum of the squared losses."""
+        """The stage with what the survey added up."""
         assert isinstance(survey, SquaredLosses)
-        return stage.with_values(squared_losses=float(survey.total))
+        return stage.with_values(squared_losses=float(survey.total), resampling_rows=float(survey.rows))
 
     def statistics(self, params: Params, batch: Batch, stage: Stage) -> GradientSums:
         """See `Autoencoder.statistics`; with rows for dead latents where they are resampled."""
         sums = super().statistics(params, batch, stage)
-        wanted = int(dead_latents(params).sum()) if self.surveys_at(stage) else 0
-        if not wanted:
+        if not self.surveys_at(stage):
             return sums
+        wanted = wanted_rows(params, int(stage.values["resampling_rows"]))
         columns = self._inputs(params, batch.x)
         if self.target is not None:
             columns = torch.cat([self._targets(params, batch.x), columns], 1)
         draws = Draws(stage, batch.start, len(batch.x), batch.x.device)
-        total = stage.get("squared_losses", 0.0)
-        return replace(sums, candidates=candidates(columns, self._losses(params, batch), total, wanted, draws))
+        total = stage.values["squared_losses"]
+        return replace(sums, drawn=draw_rows(columns, self._losses(params, batch), total, wanted, draws))
 
     def _losses(self, params: Params, batch: Batch) -> Tensor:
         """[n] squared errors; kept for the batch's next round."""
@@ -133,12 +129,14 @@ class Elementwise(Autoencoder):
 
     def finish(self, params: Params, sums: GradientSums, stage: Stage) -> Params:
         """Resampled latents, with all that belongs to them at its start."""
-        if not len(sums.candidates):
+        if not len(sums.drawn):
             return {}
         moments = [name for name in self.per_atom if name.startswith((FIRST, SECOND))]
-        new, places = resampled(params, sums.candidates, moments, centre=self.target is not None)
+        new, places = resampled(params, sums.drawn, moments, centre=self.target is not None)
         for name, value in self.own_start(new["b_enc"][places]).items():
             new[name] = new[name].index_copy(0, places, value)
+        if len(places):
+            new[LAST] = torch.full_like(params[LAST], stage.step)
         return new | {RESAMPLED: params[RESAMPLED] + len(places)}
 
     def metrics(self, params: Params, stats: Stats) -> dict[str, float]:
@@ -158,7 +156,8 @@ class Elementwise(Autoencoder):
 
     def batch_bytes(self, rows: int, dim: int, item: int) -> int:
         """See `Autoencoder.batch_bytes`."""
-        slots = 3 * SLOTS * self.atoms * (dim * len(self.arrays) + 1) * item if self.resample else 0
+        drawn = min(self.atoms, rows // ROWS_PER_LATENT) if self.resample else 0
+        slots = 3 * (SLOTS * drawn + 1) * (dim * len(self.arrays) + 1) * item
         return super().batch_bytes(rows, dim, item) + 6 * self.pieces(rows) * self.atoms * item + slots
 
 

@@ -1,10 +1,10 @@
 """Resampling (Bricken et al. 2023, "Towards monosemanticity", appendix): dead latents begin anew along rows that are
 badly reconstructed.
 
-Which rows serve is drawn with probabilities in proportion to the square of their losses, by adding up: a survey gives
-Σ loss² over all rows of the update, so that every row can decide for itself, by a random number of its place, whether
-it is drawn. Drawn rows add themselves into slots; a slot that counts one row holds exactly that row. The outcome does
-not depend on the number of workers.
+Which rows serve is drawn with probabilities in proportion to the square of their losses (at most 1), by adding up: a
+survey gives Σ loss² over all rows of the update, so that every row can decide for itself, by a random number of its
+place, whether it is drawn. Drawn rows add themselves into slots; a slot that counts one row holds exactly that row. The
+outcome does not depend on the number of workers. Chance leaves some latents without a row now and then.
 
 Shapes: n rows, D dimensions in, E out, H latents, S slots.
 """
@@ -24,6 +24,8 @@ from .start import unit_rows
 
 DRAWN, SLOTS = 2, 3
 """Rows drawn, and slots, for each dead latent: so that 2 exp(-2/3) = 1.03 slots hold one row."""
+ROWS_PER_LATENT = 4
+"""At most one of so many rows is looked for, or badly reconstructed ones would not suffice."""
 SHARE = 0.2
 """Norm of a resampled encoder row over the mean norm of those of living latents."""
 
@@ -34,6 +36,8 @@ class SquaredLosses(Stats):
 
     total: Tensor
     """Sum of the squares of the rows' losses, float64."""
+    rows: Tensor
+    """Number of rows, float64."""
 
 
 def dead_latents(params: Params) -> Tensor:
@@ -41,7 +45,12 @@ def dead_latents(params: Params) -> Tensor:
     return params[SILENT] >= params[DEAD]
 
 
-def candidates(columns: Tensor, losses: Tensor, total: float, wanted: int, draws: Draws) -> Tensor:
+def wanted_rows(params: Params, rows: int) -> int:
+    """For how many latents rows are looked for among `rows` of them."""
+    return min(int(dead_latents(params).sum()), rows // ROWS_PER_LATENT)
+
+
+def draw_rows(columns: Tensor, losses: Tensor, total: float, wanted: int, draws: Draws) -> Tensor:
     """A batch's part of the slots, [S, C + 1]: sums of rows, and how many; the last is the sum of all rows.
 
     Args:
@@ -69,8 +78,8 @@ def resampled(params: Params, slots: Tensor, moments: Iterable[str], *, centre: 
 
     Args:
         params: after Adam's step.
-        slots: [S, C + 1] the sum of all `candidates`, whose columns are the target and the input, which may be the same
-            columns, both scaled.
+        slots: [S, C + 1] the sum of all that `draw_rows` gave; the columns are the target and the input, which may be
+            the same columns, both scaled.
         moments: names of the parameters that are moments, [H, …] each.
         centre: whether inputs are as they come, as those of transcoders are.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -14,6 +15,8 @@ from ..peers import Peers
 
 Precision = Literal["tf32", "bfloat16"]
 """Of the encoder's product, where it is not that of its factors."""
+_ONE_AT_A_TIME = Lock()
+"""torch has one precision of products for the process."""
 
 
 def pre_activations(
@@ -50,19 +53,20 @@ def _product(inputs: Tensor, encoder: Tensor, bias: Tensor, precision: Precision
 
 @contextmanager
 def _tf32() -> Generator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _ONE_AT_A_TIME:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
-def candidates(k: int, atoms: int, precision: Precision | None) -> int:
+def candidate_count(k: int, atoms: int, precision: Precision | None) -> int:
     """How many entries of a row to take so that the k largest are among them.
 
-    With a `precision` they are ordered by rounded values. Rounding moves an entry by some thousandths of their spread;
-    the k-th and the 3/2 k-th largest of many lie much farther apart.
+    With a `precision` they are ordered by rounded values. Rounding moves an entry by some thousandths of their spread
+    where inputs are centred; the k-th and the 3/2 k-th largest of many lie much farther apart.
     """
     return min(atoms, k if precision is None else k + max(16, k // 2))
 

@@ -40,7 +40,7 @@ class GradientSums(Stats):
     """Sum of |e - prediction of the dead latents|^2; 0 while there are none."""
     rows: Tensor
     """Number of rows."""
-    candidates: Tensor
+    drawn: Tensor
     """[S, C + 1] rows that dead latents may begin anew along (`resampling.py`); S = 0 where none do."""
 
     @property
@@ -66,7 +66,7 @@ def zeros(params: Params, tallies: int) -> GradientSums:
         l1=scalar.clone(),
         auxiliary=scalar.clone(),
         rows=scalar.clone(),
-        candidates=like.new_zeros(0, 1),
+        drawn=like.new_zeros(0, 1),
     )
 
 

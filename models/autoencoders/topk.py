@@ -13,7 +13,7 @@ from ..errors import ModelError
 from ..peers import Peers
 from ..schedule import Stage
 from .autoencoder import Autoencoder
-from .selection import candidates, elected, exact, largest
+from .selection import candidate_count, elected, exact, largest
 from .sums import Rows
 
 
@@ -33,11 +33,11 @@ class TopK(Autoencoder):
 
     def select(self, params: Params, u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.select`."""
-        return largest(u, candidates(self.k, self.held, self.encoder_precision), signed=self.signed)
+        return largest(u, candidate_count(self.k, self.held, self.rounding), signed=self.signed)
 
     def exact(self, params: Params, inputs: Tensor, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autoencoder.exact`; the k largest of them."""
-        if self.encoder_precision is None:
+        if self.rounding is None:
             return indices, values
         return exact(indices, inputs, params["W_enc"], params["b_enc"], min(self.k, self.held), signed=self.signed)
 
@@ -53,6 +53,10 @@ class TopK(Autoencoder):
     def slots(self) -> int:
         """k, or `code_width`."""
         return min(self.k, self.code_width or self.k)
+
+    def entries(self) -> int:
+        """k, or all latents of this worker."""
+        return min(self.k, self.held)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsefleet.models import Batch, ModelError, Stage
+from sparsefleet.models.autoencoders import selection
 from sparsefleet.models.autoencoders.autoencoder import Autoencoder
-from sparsefleet.models.autoencoders.selection import candidates, exact, largest, pre_activations, product
+from sparsefleet.models.autoencoders.selection import candidate_count, exact, largest, pre_activations, product
 
-from .test_family import VARIANTS, data, make, probe, surveyed, train
+from .test_family import VARIANTS, data, make, probe, step, surveyed, train
 
 each = pytest.mark.parametrize("name", VARIANTS)
 either = pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+NEAR = ("groupmax", "batchtopk", "batchabstopk", "matryoshka")
 ROUNDED = 2**-7
 """Both factors of a product and the sum are off by up to 2^-9 and 2^-8, relative to |x| |e| and to u."""
 
@@ -33,7 +35,7 @@ def test_candidates_hold_the_largest_and_values_are_exact(precision, signed, k, 
     wanted_at, wanted = largest(product(x, encoder, bias, None), k, signed=signed)
     found_at, found = [], []
     for at, u in pre_activations(x, encoder, bias, precision):
-        chosen, _ = largest(u, candidates(k, atoms, precision), signed=signed)
+        chosen, _ = largest(u, candidate_count(k, atoms, precision), signed=signed)
         indices, values = exact(chosen, x[at], encoder, bias, k, signed=signed)
         found_at.append(indices)
         found.append(values)
@@ -68,10 +70,11 @@ def test_codes_are_those_of_full_precision_or_near(name, precision):
     assert (wanted != 0).any()
     if rounds and precision == "bfloat16":
         largest_term = (x * params["scale"] - params["b_dec"]).norm(dim=1).max() * params["W_enc"].norm(dim=1).max()
+        assert float((found - wanted).abs().max()) > 1e-4
         both = (found != 0) & (wanted != 0)  # beside a jump an entry is there or not
         assert float((found - wanted)[both].abs().max() * params["scale"]) < 2 * ROUNDED * float(largest_term)
         assert float(both.sum()) > 0.95 * float((wanted != 0).sum())
-    elif name in ("groupmax", "batchtopk", "batchabstopk", "matryoshka"):  # near their limits other entries are taken
+    elif name in NEAR:  # near their limits other entries are taken
         both = (found != 0) & (wanted != 0)
         torch.testing.assert_close(found[both], wanted[both], rtol=1e-4, atol=1e-5)
         assert float(both.sum()) > 0.98 * float((wanted != 0).sum())
@@ -117,6 +120,47 @@ def test_a_batch_whose_entries_are_all_counted_has_the_same_threshold():
     assert float(stats.fired.sum()) / len(raw) == pytest.approx(30, rel=0.02)
 
 
+def test_the_product_has_fewer_bits():
+    """Or nothing here would be a test."""
+    x, encoder, bias = random(100, 64, 500)
+    full = product(x, encoder, bias, None)
+    for u in (product(x, encoder, bias, "bfloat16"), *(u for _, u in pre_activations(x, encoder, bias, "bfloat16"))):
+        off = float((u - full).abs().max())
+        assert 1e-3 < off < ROUNDED * float(x.norm(dim=1).max())
+
+
+def test_tf32_is_asked_for_while_the_product_lasts(monkeypatch):
+    seen = []
+    real = torch.addmm
+    monkeypatch.setattr(
+        torch, "addmm", lambda *a, **k: (seen.append(torch.get_float32_matmul_precision()), real(*a, **k))[1]
+    )
+    x, encoder, bias = random(5, 6, 7)
+    product(x, encoder, bias, "tf32")
+    next(pre_activations(x, encoder, bias, "tf32"))
+    product(x, encoder, bias, None)
+    assert seen == ["high", "high", "highest"]
+
+
+@each
+def test_learning_takes_the_rounded_product(name, monkeypatch):
+    asked = []
+    real = selection._product
+    monkeypatch.setattr(selection, "_product", lambda *a: (asked.append(a[3]), real(*a))[1])
+    model = make(name, dtype="float32", encoder_precision="bfloat16", aux_coefficient=0.0)
+    raw = data(model).float()
+    step(model, model.init(probe(model, raw.double()), torch.Generator()), [raw], Stage(step=3, steps=10))
+    assert asked and {*asked} == {"bfloat16"}
+
+
+def test_float64_is_not_rounded():
+    model = make("relu", encoder_precision="bfloat16")
+    raw = data(model)
+    params = model.init(probe(model, raw), torch.Generator())
+    wanted = make("relu").encode(params, Batch(raw))
+    assert torch.equal(model.encode(params, Batch(raw)).values, wanted.values)
+
+
 def test_the_process_keeps_its_own_precision():
     x, encoder, bias = random(5, 6, 7)
     before = torch.get_float32_matmul_precision()
@@ -133,7 +177,7 @@ def test_the_process_keeps_its_own_precision():
             {"encoder_precision": "float16", "dtype": "float32"},
             "encoder_precision='float16': Input should be 'tf32' or 'bfloat16'",
         ),
-        ({"encoder_precision": "bfloat16"}, "encoder_precision='bfloat16' rounds what dtype=float64 keeps"),
+        ({"encoder_precision": "tf32", "target": "outputs"}, "encoder_precision='tf32' with target='outputs'"),
     ],
 )
 def test_other_precisions_are_refused(options, message):

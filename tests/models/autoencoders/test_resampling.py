@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 from sparsefleet.models import Batch, ModelError, Stage
 from sparsefleet.models.autoencoders.names import DEAD, FIRST, SECOND, SILENT
 from sparsefleet.models.autoencoders.rates import warm_again
-from sparsefleet.models.autoencoders.relu import RESAMPLED
-from sparsefleet.models.autoencoders.resampling import SHARE, candidates
+from sparsefleet.models.autoencoders.relu import LAST, LOSSES, RESAMPLED
+from sparsefleet.models.autoencoders.resampling import SHARE, draw_rows
 from sparsefleet.models.truncated.draws import Draws
 
 from .test_family import DIM, OUT, STAGE, data, make, moved, probe, step, surveyed, train
@@ -26,7 +28,7 @@ def test_rows_are_drawn_in_proportion_to_their_squared_losses():
     counts = torch.zeros(len(losses))
     for update in range(400):
         draws = Draws(Stage(step=update, steps=400, seed=1), 0, len(losses), torch.device("cpu"))
-        slots = candidates(place, losses, float(losses.square().sum()), 20, draws)
+        slots = draw_rows(place, losses, float(losses.square().sum()), 20, draws)
         assert slots.shape == (61, 2) and float(slots[-1, 1]) == len(losses)
         slots = slots[:-1]
         counts[slots[slots[:, 1] == 1][:, 0].long()] += 1
@@ -39,7 +41,7 @@ def test_rows_are_drawn_in_proportion_to_their_squared_losses():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 50), st.integers(1, 40), st.integers(0, 2**40), st.data())
-def test_candidates_add_up_whatever_the_batches(rows, wanted, seed, more):
+def test_drawn_rows_add_up_whatever_the_batches(rows, wanted, seed, more):
     cut = more.draw(st.integers(0, rows))
     draw = torch.Generator().manual_seed(seed)
     columns, losses = torch.randn(rows, 3, generator=draw).double(), torch.rand(rows, generator=draw).double()
@@ -48,7 +50,7 @@ def test_candidates_add_up_whatever_the_batches(rows, wanted, seed, more):
 
     def part(begin: int, end: int) -> torch.Tensor:
         draws = Draws(stage, begin, end - begin, torch.device("cpu"))
-        return candidates(columns[begin:end], losses[begin:end], total, wanted, draws)
+        return draw_rows(columns[begin:end], losses[begin:end], total, wanted, draws)
 
     torch.testing.assert_close(part(0, cut) + part(cut, rows), part(0, rows))
 
@@ -63,7 +65,7 @@ def test_dead_latents_begin_along_rows_and_the_others_go_on_as_without(name, tar
     for key in [*params]:
         if key.startswith((FIRST, SECOND)):
             params[key] = torch.rand_like(params[key])
-    plain, _ = step(without, {k: v for k, v in params.items() if k != RESAMPLED}, [raw], STAGE)
+    plain, _ = step(without, {k: v for k, v in params.items() if k not in (RESAMPLED, LAST)}, [raw], STAGE)
     new, _ = step(model, params, [raw], STAGE)
     dead = plain[SILENT] >= plain[DEAD]
     again = dead & (new[SILENT] == 0)
@@ -145,31 +147,87 @@ def test_where_none_is_dead_nothing_changes():
     raw = data(model)
     params = moved(model, raw)
     stage = surveyed(model, params, [Batch(raw)], STAGE)
-    assert len(model.statistics(params, Batch(raw), stage).candidates) == 0
+    assert len(model.statistics(params, Batch(raw), stage).drawn) == 1, "only the sum of all rows"
     new, metrics = step(model, params, [raw], STAGE)
     plain, _ = step(without, params, [raw], STAGE)
     assert all(torch.equal(new[key], plain[key]) for key in plain) and metrics["resampled"] == 0
-    empty = model.statistics(params, Batch(raw[:0]), stage)
-    assert len(empty.candidates) == 0
+    assert model.warmth(new, replace(STAGE, step=STAGE.step + 1)) == 1
 
 
-def test_a_perfect_reconstruction_has_nothing_to_begin_along():
-    model = make("relu", resample=HERE)
+@each
+def test_badly_reconstructed_rows_serve(name):
+    """Two of a hundred rows have nearly all of the squared losses: the new atoms are theirs."""
+    model = make(name, resample=HERE, dead_tokens=5, dtype="float32")
+    raw = data(model, 100).float()
+    params = moved(model, raw.double(), dead=12)
+    params = {key: value.float() if value.is_floating_point() else value for key, value in params.items()}
+    params["b_enc"][:] = -1000  # no code is above 0 whatever the row
+    outliers = torch.randn(2, DIM, generator=torch.Generator().manual_seed(5)) * 200
+    raw[[17, 60]] = outliers
+    new, _ = step(model, params, [raw], STAGE)
+    again = (new["W_dec"] - params["W_dec"]).norm(dim=1) > 0.3
+    assert 1 <= int(again.sum()) <= 2 and int(new[RESAMPLED]) == int(again.sum())
+    units = torch.nn.functional.normalize(outliers * params["scale"] - params["b_dec"])
+    assert bool(((units @ new["W_dec"][again].T).amax(0) > 0.9999).all())
+
+
+@each
+def test_fewer_are_looked_for_than_there_are_rows(name):
+    model = make(name, resample=HERE, dead_tokens=5)
+    raw = data(model)
+    params = moved(model, raw, dead=64)
+    params["b_enc"][:] = -100
+    stage = surveyed(model, params, [Batch(raw[:40])], STAGE)
+    assert len(model.statistics(params, Batch(raw[:40]), stage).drawn) == 1 + 3 * 10
+    new, _ = step(model, params, [raw[:40]], STAGE)
+    assert 0 < int(new[RESAMPLED]) <= 30
+    torch.testing.assert_close(new["W_enc"].norm(dim=1).min(), torch.tensor(SHARE).double())
+
+
+def test_a_row_without_direction_gives_no_atom():
+    model = make("relu", target="outputs", resample=HERE, dead_tokens=5)
     raw = data(model)
     params = moved(model, raw, dead=12)
-    raw = (params["b_dec"] / params["scale"]).expand(50, -1).clone()  # rows without any direction
-    params["b_enc"][:] = -1000
+    params["b_enc"][:12] = -100
+    raw[:, DIM:] = params["b_dec"] / params["target_scale"]  # targets of 0, which active latents miss
     new, _ = step(model, params, [raw], STAGE)
     assert int(new[RESAMPLED]) == 0 and bool(torch.isfinite(new["W_dec"]).all())
+    assert model.warmth(new, replace(STAGE, step=STAGE.step + 1)) == 1, "nothing is new"
+
+
+def test_thresholds_of_living_latents_stay_at_or_above_zero():
+    model = make("jumprelu", resample=HERE, dead_tokens=5, learning_rate=1.0, sparsity=0.0, start_threshold=0.02)
+    raw = data(model)
+    params = moved(model, raw, dead=12)
+    params["b_enc"][:12] = -100
+    new, _ = step(model, params, [raw], STAGE)
+    assert int(new[RESAMPLED]) > 0 and float(new["threshold"].min()) == 0
+
+
+def test_losses_are_computed_once_for_both_rounds():
+    model = make("relu", resample=HERE)
+    batch = Batch(data(model))
+    params = moved(model, batch.x, dead=12)
+    model.survey(params, batch, STAGE)
+    batch.memo[LOSSES].fill_(0)
+    assert float(model.survey(params, batch, STAGE).total) == 0
 
 
 def test_the_learning_rate_rises_again():
-    assert [warm_again(step, 1000, 300) for step in (0, 300, 301, 326, 351, 900)] == pytest.approx(
-        [1, 1, 0.1, 0.55, 1, 1]
-    )
-    model, plain = make("relu", resample=(0.3,)), make("relu")
-    ratio = [model.rate(s) / plain.rate(s) for s in (Stage(step=i, steps=1000) for i in (300, 301, 326, 400))]
-    assert ratio == pytest.approx([1, 0.1, 0.55, 1])
+    assert [warm_again(step, 1000, 300) for step in (301, 326, 351, 900)] == pytest.approx([0.1, 0.55, 1, 1])
+    assert warm_again(5, 1000, -1) == 1
+    model = make("relu", resample=(0.3,), dead_tokens=5, learning_rate=1.0, clip=None, betas=(0.0, 0.0))
+    raw = data(model)
+    params = moved(model, raw, dead=12)
+    params["b_enc"][:12] = -100
+    assert int(params[LAST]) == -1
+    new, _ = step(model, params, [raw], Stage(step=300, steps=1000))
+    assert int(new[LAST]) == 300
+    after = [model.warmth(new, Stage(step=at, steps=1000)) for at in (301, 326, 351)]
+    assert after == pytest.approx([0.1, 0.55, 1])
+    moving, _ = step(model, new, [raw], Stage(step=301, steps=1000))
+    full, _ = step(model, {**new, LAST: params[LAST]}, [raw], Stage(step=301, steps=1000))
+    torch.testing.assert_close(moving["b_dec"] - new["b_dec"], 0.1 * (full["b_dec"] - new["b_dec"]))
 
 
 @pytest.mark.parametrize("fractions", [(0.0,), (1.0,), (0.5, 0.5), (0.6, 0.3), (float("nan"),)])

@@ -446,6 +446,7 @@ print(peak() - before, model.memory({rows}, {dim}))
         ("topk", {"k": 16, "encoder_precision": "bfloat16"}),
         ("gated", {}),
         ("gated", {"encoder_precision": "bfloat16"}),
+        ("relu", {"resample": (0.3,), "aux_coefficient": 0.0}),
         ("matryoshka", {"k": 16}),
     ],
 )
