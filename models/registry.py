@@ -101,7 +101,8 @@ def configured(kind: str, name: str, cls: type[T], settings: dict[str, Any]) -> 
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, ModelError):
             raise ModelError(str(cause)) from None
-        raise ModelError(f"{kind} {name!r}: {where}={first.get('input')!r}: {first['msg']}") from None
+        problem = f"give a list, as in [{first['input']}]" if first["type"] == "tuple_type" else first["msg"]
+        raise ModelError(f"{kind} {name!r}: {where}={first.get('input')!r}: {problem}") from None
 
 
 def _refuse_unknown(what: str, cls: type, settings: dict[str, Any], within: str = "") -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..storage import Dataset, open_dataset
+from ..storage import Dataset, StorageError, open_dataset
 from ..storage.texts import find_texts
 from ..workers.activations.job import HarvestJob
+from ..workers.errors import JobError
 from .learning import Fit, fit
 from .paths import absolute
 from .reporter import Reporter, silent
@@ -65,7 +66,18 @@ def check(job: HarvestJob) -> HarvestJob:
     require_packages()
     find_model(job.model)
     find_texts(job.texts)
+    if not job.overwrite and _is_finished(job.out):
+        raise JobError(f"out={job.out!r} holds a finished data set: choose another place or pass --overwrite")
     return job
+
+
+def _is_finished(uri: str) -> bool:
+    """Whether a whole data set is at `uri`."""
+    try:
+        open_dataset(uri)
+    except StorageError:
+        return False
+    return True
 
 
 def finish(job: HarvestJob, fit: Fit) -> HarvestResult:

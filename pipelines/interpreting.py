@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from ..workers.progress import Progress
 from ..workers.start import Dictionary, load_dictionary
 from .examples import Strongest, with_contexts
 from .ground_truth import GroundTruth, known
-from .labels import check_form, labels_of
+from .labels import check_form, labels_of, not_held
 from .paths import absolute, make_importable
 from .phases import begin
 from .probing import Passages, Pooling
@@ -139,15 +140,22 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
 
     sums, strongest = measure(job, data, found, reporter, also)
     metrics = summary(sums) | (truth.numbers() if truth else {})
+
+    @cache
+    def network() -> Any:
+        path = hosts.find_model(job.model)
+        begin(reporter, f"loads {hosts.name_of(job.model, path)}")
+        return hosts.load_network(path, device)
+
     if job.texts:
-        metrics |= loss_recovered(job, data, found, sums, reporter)
+        metrics |= loss_recovered(job, data, found, sums, network, reporter)
     fired = (sums.positive + sums.negative).cpu().numpy()
     probed = pooling.passages.probe(pooling.pooled, reporter) if pooling else []
     metrics |= pooling.numbers(probed) if pooling else {}
     steered: Steering | None = None
     if job.steer:
         _, tap = taps_of(data, found)
-        steered = steering(data, job.model, tap, params["W_dec"], sums, spread(fired, job.steer), reporter)
+        steered = steering(data, network, tap, params["W_dec"], sums, spread(fired, job.steer), reporter)
         metrics |= steered.numbers()
     shown: set[int] = {*spread(fired, job.atoms), *named(probed, fired), *(steered.atoms if steered else ())}
     begin(reporter, f"contexts: looks up the strongest rows of {len(shown):,} latents")
@@ -155,7 +163,7 @@ def interpret(job: InterpretJob, reporter: Reporter = silent) -> InterpretResult
     begin(reporter, f"writes {job.out}")
     tokenizer = hosts.load_tokenizer(hosts.find_model(job.model)) if job.model else None
     spell = (lambda token: str(tokenizer.decode([token]))) if tokenizer else (lambda token: f" {token}")
-    note = note_on(job, data)
+    note = "; ".join(notes_on(job, data))
     content = page(Page(found.ref, data, metrics, sums, examples, spell, probed, steered, note))
     write_files({Path(job.out): content.encode()}, overwrite=job.overwrite)
     seconds = time.monotonic() - begun
@@ -193,7 +201,22 @@ def check(job: InterpretJob) -> InterpretJob:
         raise JobError(f"dictionary {ref} is for rows of {wanted} dimensions, but data set {data.uri!r} has {dim}")
     if job.texts or job.steer:
         taps_of(data, found)
+        check_predicts(job)
+    if job.texts and len(found.model.encode_arrays) > 1:
+        more = ", ".join(found.model.encode_arrays[1:])
+        raise JobError(f"texts: {ref} needs {more} to encode, which texts alone do not give; leave out --texts")
     return job
+
+
+def check_predicts(job: InterpretJob) -> None:
+    """Raises JobError where the job's model predicts no next tokens, and texts or steering need that."""
+    path = hosts.find_model(job.model)
+    if hosts.predicts_next(path):
+        return
+    name = hosts.name_of(job.model, path)
+    if job.texts:
+        raise JobError(f"texts: {name} does not predict next tokens, so it has no loss to recover")
+    raise JobError(f"steer: {name} does not predict next tokens, so there is nothing to steer")
 
 
 def check_model(model: str, data: Dataset) -> None:
@@ -209,11 +232,24 @@ def check_model(model: str, data: Dataset) -> None:
         raise JobError(f"model={model!r} is not the one that {data.uri!r} was harvested from: that was {other}")
 
 
-def note_on(job: InterpretJob, data: Dataset) -> str:
-    """That the dictionary was learned from the rows that it is judged by; empty where it was learned from others."""
+def notes_on(job: InterpretJob, data: Dataset) -> list[str]:
+    """What to keep in mind: that the dictionary was learned from the rows that it is judged by, or from rows of another
+    place; and documents of the labels that the data set does not hold."""
     card = ArtifactStore(job.store, create=False).card(job.dictionary)
-    if (card["data"] or {}).get("fingerprint") != data.fingerprint:
-        return ""
+    found: list[str] = []
+    learned_from, row = card["data"] or {}, data.attributes.get("row")
+    if learned_from.get("fingerprint") == data.fingerprint:
+        found.append(_seen(job, data, card))
+    elif learned_from.get("row") and row and learned_from["row"] != row:
+        found.append(f"{job.dictionary} was learned from other rows ({learned_from['row']}), and these are {row}")
+    absent = not_held(job.labels, data) if job.labels else []
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        found.append(f"{job.labels} names what {data.uri} does not hold: {', '.join(absent[:3])}{more}")
+    return found
+
+
+def _seen(job: InterpretJob, data: Dataset, card: dict[str, Any]) -> str:
     judged, learned = (min(rows or data.rows, data.rows) for rows in (job.rows, card["job"].get("rows")))
     these = "these very rows" if learned >= judged else f"the first {learned:,} of these {judged:,} rows"
     return f"{job.dictionary} was learned from {these}: on rows that it has not seen the numbers may be worse"
@@ -261,7 +297,7 @@ def measure(
     for start in range(0, rows, BATCH_ROWS):
         stop = min(start + BATCH_ROWS, rows)
         batch = _batch(job.device, found, read_columns(data, found.model.arrays, start, stop))
-        codes = found.model.encode(found.params, batch)
+        codes = found.model.codes(found.params, batch)
         part = evaluate(found.model, found.params, batch, codes)
         total = part if total is None else total + part
         also(start, batch.x, codes)
@@ -285,32 +321,36 @@ def named(probed: list[Probed], fired: NDArray[Any]) -> list[int]:
 
 
 def loss_recovered(
-    job: InterpretJob, data: Dataset, found: Dictionary, sums: Evaluation, reporter: Reporter = silent
+    job: InterpretJob,
+    data: Dataset,
+    found: Dictionary,
+    sums: Evaluation,
+    network: Callable[[], Any],
+    reporter: Reporter = silent,
 ) -> dict[str, float]:
     """Cross-entropies in nats: of the network itself, and with the rows of `job.texts` replaced by reconstructions, by
     zero and by the mean of the data set; and the shares recovered. Of a transcoder: with the rows of its target
     replaced, by what it predicts from its inputs in the same pass, by zero and by their mean.
 
+    `network` loads it.
+
     Raises:
-        JobError: the network predicts no next tokens, or computes a transcoder's target before its inputs.
+        JobError: the network computes a transcoder's target before its inputs.
     """
     assert isinstance(found.model, Autoencoder)
-    model, path = found.model, hosts.find_model(job.model)
-    name = hosts.name_of(job.model, path)
-    if not hosts.predicts_next(path):
-        raise JobError(f"texts: {name} does not predict next tokens, so it has no loss to recover")
-    begin(reporter, f"cross-entropy: loads {name} and reads the texts")
+    model = found.model
+    loaded = network()
+    begin(reporter, "cross-entropy: reads the texts")
     about = data.attributes
     source, tap = taps_of(data, found)
     values = {"context": about["context"], "skip": about["skip"], "tokens": job.tokens}
     windows = read(HarvestJob.parse({"model": job.model, "texts": job.texts, "out": "-", **values})).windows
     device = torch.device(job.device)
-    network = hosts.load_network(path, device)
     mean = (sums.total / sums.rows).to(device)
 
     def rebuilt(x: torch.Tensor) -> torch.Tensor:
         batch = Batch(x.to(model.torch_dtype))
-        return model.reconstruct(found.params, model.encode(found.params, batch))
+        return model.reconstruct(found.params, model.codes(found.params, batch))
 
     changes: dict[str, Change] = {
         "reconstruction": rebuilt,
@@ -319,7 +359,7 @@ def loss_recovered(
     }
     message = f"cross-entropy of {windows.rows:,} tokens, as they are and changed"
     count = begin(reporter, message, len(windows.starts))
-    got = losses(network, tap, windows, changes, device, source=source, count=count)
+    got = losses(loaded, tap, windows, changes, device, source=source, count=count)
     return {
         "ce_recovered_zero": recovered(got, without="zero"),
         "ce_recovered_mean": recovered(got, without="mean"),

@@ -72,6 +72,14 @@ def labels_of(labels: str, data: Dataset) -> list[str | None]:
     return [None if spelling is None else table[spelling] for spelling in given]
 
 
+def not_held(labels: str, data: Dataset) -> list[str]:
+    """What the table `labels` names and `data` does not hold, in its order."""
+    if labels == FOLDERS:
+        return []
+    held = {spelling for origin in origins(data) for spelling in origin.spellings()}
+    return [name for name in read_table(Path(labels)) if name not in held]
+
+
 def origins(data: Dataset) -> list[Origin]:
     """Where the documents of a harvest came from, in order. JobError where `data` is none."""
     places, texts = data.side("documents"), data.attributes.get("texts")

@@ -67,6 +67,7 @@ class Console:
         self._task: TaskID | None = None
         self._last = time.monotonic()
         self._begun: tuple[float, float] | None = None
+        self._steps = 0
         self.run_id = ""
         """Of the run that has reported last; "-" where it has none."""
 
@@ -107,8 +108,9 @@ class Console:
     def _left(self, progress: Progress) -> str:
         """How long the rest will take, judged by what this process has seen of the run."""
         now = time.monotonic()
-        if self._begun is None or progress.kind in ("start", "restart"):
-            self._begun = (now, progress.fraction)
+        # What has another number of steps is other work: a network was loaded before there were any.
+        if self._begun is None or progress.kind in ("start", "restart") or progress.steps != self._steps:
+            self._begun, self._steps = (now, progress.fraction), progress.steps
         begun, fraction = self._begun
         done = progress.fraction - fraction
         return duration((now - begun) / done * (1 - progress.fraction)) if done > 0 and now - begun > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 
 from ..models.autoencoders.measures import Evaluation
 from ..storage import Dataset
-from ..workers.activations import hosts
 from ..workers.activations.steering import Steered, steer
 from ..workers.activations.taps import Tap
 from ..workers.errors import JobError
@@ -53,7 +53,7 @@ class Steering:
 
 def steering(
     data: Dataset,
-    model: str,
+    network: Callable[[], Any],
     tap: Tap,
     decoder: torch.Tensor,
     sums: Evaluation,
@@ -64,7 +64,7 @@ def steering(
 
     Args:
         data: the harvest; contexts are drawn from its texts.
-        model: the network that it is of.
+        network: loads the network that it is of, which predicts next tokens.
         tap: the place that the decoder writes to.
         decoder: [H, D].
         sums: of the rows of `data`.
@@ -72,17 +72,12 @@ def steering(
         reporter: receives messages.
 
     Raises:
-        JobError: the network predicts no next tokens; no contexts.
+        JobError: no contexts, or no latent that fires.
     """
-    path = hosts.find_model(model)
-    name = hosts.name_of(model, path)
-    if not hosts.predicts_next(path):
-        raise JobError(f"steer: {name} does not predict next tokens, so there is nothing to steer")
     if not atoms:
         raise JobError("steer: no latent fires in these rows")
-    begin(reporter, f"steering: loads {name}")
     found = contexts(data, int(sums.rows))
-    network: Any = hosts.load_network(path, decoder.device)
+    loaded = network()
     signs = [-1 if bool(sums.negative[a] > sums.positive[a]) else 1 for a in atoms]
     mine = decoder[atoms].float() * torch.tensor(signs, device=decoder.device)[:, None]
     drawn = np.random.default_rng(SEED).standard_normal((RANDOM, decoder.shape[1])).astype(np.float32)
@@ -90,7 +85,7 @@ def steering(
     both = torch.cat([mine, torch.from_numpy(drawn).to(decoder.device)])
     n = len(atoms)
     what = f"{n} latents and {RANDOM} random directions in {len(found)} contexts"
-    got = steer(network, tap, found, both, size, begin(reporter, f"steering: adds {what}", len(found)))
+    got = steer(loaded, tap, found, both, size, begin(reporter, f"steering: adds {what}", len(found)))
     return Steering(atoms, signs, got.part(slice(0, n)), got.part(slice(n, None)), size, len(found))
 
 

@@ -111,6 +111,11 @@ class Autoencoder(Model):
             raise ModelError(f"eps={self.eps} must be above 0")
         if self.normalize not in ("none", "scalar"):
             raise ModelError(f"normalize={self.normalize!r}: choose none or scalar")
+        if self.encoder_precision and self.selects_its_own_way:
+            raise ModelError(
+                f"encoder_precision={self.encoder_precision!r}: {type(self).__name__} selects in its own way, which "
+                "rounded values might change; leave encoder_precision out"
+            )
         if self.encoder_precision not in (None, "tf32", "bfloat16"):
             raise ModelError(f"encoder_precision={self.encoder_precision!r}: choose bfloat16, tf32 or null")
         if self.encoder_precision and self.target:
@@ -176,13 +181,19 @@ class Autoencoder(Model):
 
     def sliced(self, peers: Peers) -> Self:
         """See `Model.sliced`; the worker of rank a holds the latents from a H / A on."""
-        if not self.atom_parallel:
+        # What selects in its own way does not know of the other peers' entries, unless its class says that it does.
+        if not self.atom_parallel or (self.selects_its_own_way and "atom_parallel" not in vars(type(self))):
             return super().sliced(peers)
         if self.atoms % peers.size:
             raise ModelError(f"atom_groups={peers.size} do not divide atoms={self.atoms}: choose a number that does")
         mine = replace(self)
         object.__setattr__(mine, "peers", peers)
         return mine
+
+    @property
+    def selects_its_own_way(self) -> bool:
+        """Whether `select` is defined elsewhere than here: a selection of a user's own."""
+        return type(self).select.__module__.rpartition(".")[0] != __package__
 
     @property
     def held(self) -> int:
@@ -358,11 +369,20 @@ class Autoencoder(Model):
         """`encoder_precision` where it is less than that of `dtype`."""
         return self.encoder_precision if self.dtype == "float32" else None
 
+    def prepare(self, params: Params) -> Params:
+        """`params` in this model's dtype, which may be another one than that of learning."""
+        return {n: p.to(self.torch_dtype) if p.is_floating_point() and p.ndim else p for n, p in params.items()}
+
     def encode(self, params: Params, batch: Batch) -> Codes:
-        """The active entries of each row, the largest magnitude first, in the units of the data (see `reconstruct`)."""
+        """The active entries of each row, the largest magnitude first, in the units of the data (see `reconstruct`): as
+        many as fit into `slots`."""
+        return self.codes(params, batch, self.slots())
+
+    def codes(self, params: Params, batch: Batch, width: int | None = None) -> Codes:
+        """The same in `width` columns; None: all entries, in as many columns as the fullest row needs."""
         inputs = self._inputs(params, batch.x)
         indices, values = self.code(params, Rows(inputs, inputs, batch.x), None)
-        width = self.slots()
+        width = values.shape[1] if width is None else width
         if values.shape[1] < width:
             indices, values = (torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in (indices, values))
         order = values.abs().sort(dim=1, descending=True, stable=True).indices[:, :width]

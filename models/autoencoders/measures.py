@@ -43,8 +43,9 @@ class Evaluation(Stats):
 
 
 def evaluate(model: Autoencoder, params: Params, batch: Batch, codes: Codes | None = None) -> Evaluation:
-    """The sums over the rows of a batch, whose columns are those of the model's `arrays`; `codes`: theirs, if known."""
-    codes = codes or model.encode(params, batch)
+    """The sums over the rows of a batch, whose columns are those of the model's `arrays`; `codes`: theirs, if known,
+    with all entries."""
+    codes = codes or model.codes(params, batch)
     dim = model.input_dim(params)
     out = params["W_dec"].shape[1]
     rows = batch.x[:, :dim] if model.target is None else batch.x[:, dim : dim + out]

@@ -109,12 +109,13 @@ class Elementwise(Autoencoder):
         sums = super().statistics(params, batch, stage)
         if not self.surveys_at(stage):
             return sums
-        wanted = wanted_rows(params, int(stage.values["resampling_rows"]))
+        # A plan asks for the statistics of no rows without a survey.
+        wanted = wanted_rows(params, int(stage.get("resampling_rows", 0)))
         columns = self._inputs(params, batch.x)
         if self.target is not None:
             columns = torch.cat([self._targets(params, batch.x), columns], 1)
         draws = Draws(stage, batch.start, len(batch.x), batch.x.device)
-        total = stage.values["squared_losses"]
+        total = stage.get("squared_losses", 0.0)
         return replace(sums, drawn=draw_rows(columns, self._losses(params, batch), total, wanted, draws))
 
     def _losses(self, params: Params, batch: Batch) -> Tensor:

@@ -129,7 +129,8 @@ class Factorization(Model):
 
     def coded(self, params: Params, batch: Batch) -> tuple[Codes, Tensor]:
         """The rows' codes and residuals [n, D]."""
-        codes = self.encode(params, batch)
+        energies(batch.x)
+        codes = self.codes(params[ATOMS], batch.x)
         return codes, batch.x - decode(codes, params[ATOMS])
 
     # -- update ----------------------------------------------------------------------------------------------------
@@ -233,6 +234,11 @@ class Coded(Factorization):
             return lasso(x, atoms.T, self.penalty, nonnegative=self.nonnegative, tolerance=self.tolerance).codes
         return batch_omp(x, atoms.T, nonzeros=min(self.nonzeros, *atoms.shape)).codes
 
+    def encode(self, params: Params, batch: Batch) -> Codes:
+        """See `Factorization.encode`; for lasso as many columns as there can be entries, the smaller of H and D."""
+        codes = super().encode(params, batch)
+        return codes if self.coder != "lasso" else columned(codes, min(params[ATOMS].shape))
+
     @property
     def price(self) -> float:
         """The penalty, for lasso."""
@@ -247,6 +253,16 @@ class Coded(Factorization):
         """Scores, the coder's rows of the Gram matrix, and the sums."""
         k = self.nonzeros if self.coder != "lasso" else max(1, self.atoms // 20)
         return 2.0 * dim * self.atoms + float(k * k * self.atoms) + 4.0 * dim * k
+
+
+def columned(codes: Codes, width: int) -> Codes:
+    """The same codes in `width` columns; the largest entries of those that have more."""
+    more = width - codes.values.shape[1]
+    if more >= 0:
+        pad = torch.nn.functional.pad
+        return Codes(pad(codes.indices, (0, more), value=-1), pad(codes.values, (0, more)))
+    best = codes.values.abs().topk(width, dim=1).indices
+    return Codes(codes.indices.gather(1, best), codes.values.gather(1, best))
 
 
 def extended(kind: type[CodingSums], common: CodingSums, *more: Tensor) -> CodingSums:

@@ -49,7 +49,7 @@ def command(files: tuple[str, ...], **given: Any) -> None:
         if result.files_left_out:
             click.echo(_left_out(result.rows, result.files_left_out))
         speed = result.fit.metrics["tokens_per_second"]
-        click.echo(f"{size(result.bytes)} in {duration(result.fit.seconds)}, {speed:,.0f} tokens/s")
+        click.echo(f"{size(result.bytes)} in {duration(result.fit.seconds)}, {speed:,.0f} tokens/s once loaded")
         say(f"next: sparsefleet learn --data {result.outs[0]} --model topk --atoms {8 * result.dims[0]} --dry-run")
 
     emit(result.to_dict(), given["as_json"], show)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from sparsefleet.models import Batch, ModelError, Probe, make_model
+from sparsefleet.models.peers import Share
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -52,5 +53,9 @@ def test_a_nucleus_is_the_shortest_that_holds_the_share():
     smallest = torch.where(kept > 0, kept, torch.inf).amin(1)
     assert (kept.sum(1) - smallest < 0.7 * total + 1e-5).all()
     assert float((kept > 0).sum(1).float().mean()) < float((full > 0).sum(1).float().mean())
+    with pytest.raises(ModelError, match="encoder_precision='bfloat16': Nucleus selects in its own way"):
+        make_model("own_selection:Nucleus", {"atoms": 24, "k": 6, "encoder_precision": "bfloat16"})
+    with pytest.raises(ModelError, match="own_selection:Nucleus needs all atoms on every worker; use --atom-groups 1"):
+        whole.sliced(Share(0, 2))
     with pytest.raises(ModelError, match=r"share=0.0 must lie in \(0, 1\]"):
         make_model("own_selection:Nucleus", {"atoms": 24, "k": 6, "share": 0.0})

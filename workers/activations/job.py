@@ -90,7 +90,7 @@ class HarvestJob(Job):
     def _known_target(cls, target: str | None) -> str | None:
         from .names import check_site
 
-        return None if target is None else check_site(target)
+        return None if target is None else check_site(target, "target")
 
     @model_validator(mode="after")
     def _room_for_rows(self) -> Self:

@@ -14,14 +14,14 @@ SITES = {
 }
 
 
-def check_site(name: str) -> str:
-    """`name`, if it is a site's or can be a module's path.
+def check_site(name: str, setting: str = "site") -> str:
+    """`name`, given as `setting`, if it is a site's or can be a module's path.
 
     Raises:
         JobError: it is neither.
     """
     if name not in SITES and "." not in name:
         raise JobError(
-            f"site={name!r}: choose of {', '.join(SITES)}, or the path of a module, as in model.layers.{{}}.mlp:input"
+            f"{setting}={name!r}: choose of {', '.join(SITES)}, or the path of a module, as in model.layers.{{}}.mlp:input"
         )
     return name

@@ -28,6 +28,10 @@ class Tap:
     """Its path, as `named_modules` spells it."""
     side: Literal["input", "output"] = "output"
 
+    def __post_init__(self) -> None:
+        if self.side not in ("input", "output"):
+            raise JobError(f"{self.module!r}: its side is input or output, not {self.side!r}")
+
     def __str__(self) -> str:
         return self.module if self.side == "output" else f"{self.module}:input"
 
@@ -69,7 +73,8 @@ def record(
         loss: a scalar of what `forward` gives. With it gradients are found too.
 
     Raises:
-        JobError: a module that the network does not have, one that was not called, or that passes no real tensor.
+        JobError: a module that the network does not have, one that was not called, or that passes no real tensor; a
+            loss of more numbers than one.
     """
     modules = [module_at(network, tap) for tap in taps]
     seen: dict[Tap, Tensor] = {}
@@ -107,7 +112,10 @@ def record(
         order = list(seen)
         inputs = [seen[tap] for tap in order]
         # materialize_grads: zero where the loss does not depend on what passed.
-        found = torch.autograd.grad(loss(given), inputs, allow_unused=True, materialize_grads=True)
+        value = loss(given)
+        if value.numel() != 1:
+            raise JobError(f"loss: gives {tuple(value.shape)}, but gradients are of one number; sum it")
+        found = torch.autograd.grad(value.reshape(()), inputs, allow_unused=True, materialize_grads=True)
     return Recording(kept, dict(zip(order, found)))
 
 

@@ -81,6 +81,18 @@ def test_a_loss_that_does_not_depend_on_it_has_gradient_zero(net):
     assert not found.gradients[Tap("blocks.1")].any()
 
 
+def test_a_side_is_input_or_output():
+    with pytest.raises(JobError, match=r"'blocks.0': its side is input or output, not 'outptu'"):
+        Tap("blocks.0", "outptu")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_loss_is_one_number(net):
+    with pytest.raises(JobError, match=r"loss: gives \(3, 4\), but gradients are of one number; sum it"):
+        record(net, [Tap("blocks.0")], lambda: net(X), lambda out: out)
+    one = record(net, [Tap("blocks.0")], lambda: net(X), lambda out: out.sum()[None]).gradients[Tap("blocks.0")]
+    assert one.shape == X.shape
+
+
 def test_errors_name_the_module(net):
     with pytest.raises(JobError, match=r"'blocks.3': Net has no such module; did you mean 'blocks\.\d'"):
         record(net, [Tap("blocks.3")], lambda: net(X))
