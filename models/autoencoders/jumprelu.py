@@ -44,8 +44,6 @@ class JumpReLU(Elementwise):
     """θ before the first update, in the same units."""
     betas: tuple[float, float] = (0.0, 0.999)
     """Adam's decay rates."""
-    learning_rate: float | None = 7e-5
-    """Peak learning rate; None: 2e-4 / sqrt(H / 2^14)."""
 
     own: ClassVar[tuple[str, ...]] = ("threshold",)
     tallies: ClassVar[int] = 2
