@@ -9,8 +9,9 @@ Shapes: N datapoints, n rows of one batch, D observed dimensions, H atoms, k ent
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field, fields
 from math import prod
 from typing import Any, ClassVar, Literal, Self
@@ -124,6 +125,8 @@ class Model(ABC):
     """How many preliminary statistics are reduced before `statistics` (0: none)."""
     ramp_names: ClassVar[tuple[str, ...]] = ()
     """Names that this model's schedule may set."""
+    ramp_limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """The smallest and largest value that some of them may have."""
 
     def __post_init__(self) -> None:
         if self.atoms < 1:
@@ -213,9 +216,14 @@ class Model(ABC):
         """Refuse a schedule that the settings do not go with.
 
         Raises:
-            ModelError: it asks for something that this model cannot do as it is set.
+            ModelError: it asks for something that this model cannot do as it is set, or for a value out of range.
         """
-        del schedule
+        for name, ramp in schedule.ramps.items():
+            low, high = self.ramp_limits.get(name, (-math.inf, math.inf))
+            for _, value in ramp:
+                if not low <= value <= high:
+                    most = "or more" if high == math.inf else f"to {high:g}"
+                    raise ModelError(f"schedule.{name}: {value:g} is out of range, choose {low:g} {most}")
 
     def survey(self, params: Params, batch: Batch, stage: Stage) -> Stats:
         """A small preliminary statistic over the data (a histogram, …), reduced before `statistics` is called.

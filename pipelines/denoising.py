@@ -22,7 +22,7 @@ from ..storage.artifacts.export import write_files
 from ..storage.ingest.images import find_images, read_photo
 from ..storage.patches import Preparation, cut_photo, merge_photo
 from ..workers.errors import JobError
-from ..workers.job import Addresses, EncodeJob, Job
+from ..workers.job import Addresses, EncodeJob, Job, LearnJob
 from . import report
 from .learning import Fit, fit
 from .paths import absolute, make_importable
@@ -118,6 +118,7 @@ def check(job: DenoiseJob) -> DenoiseJob:
     version = ArtifactStore(job.store, create=False).resolve(job.dictionary)
     job = job.model_copy(update={"dictionary": version.ref})
     prepared = preparation(job)
+    _check_probabilistic(job)
     if job.sigma is not None and (prepared.whiten is not None or prepared.contrast):
         raise JobError(
             f"sigma={job.sigma}: the patches of {version.ref} were whitened or scaled, so that grey values say "
@@ -132,6 +133,21 @@ def check(job: DenoiseJob) -> DenoiseJob:
     if photo.shape[0] < prepared.size or photo.shape[1] < prepared.size:
         raise JobError(f"data={job.data!r} is smaller than a patch of {prepared.size}×{prepared.size} pixels")
     return job
+
+
+def _check_probabilistic(job: DenoiseJob) -> None:
+    """JobError where noise is given, or pixels are missing, and the dictionary's model knows of neither."""
+    if job.sigma is None and job.mask is None:
+        return
+    card = ArtifactStore(job.store, create=False).card(job.dictionary)
+    made_by = LearnJob.parse(card["job"])
+    if not isinstance(getattr(made_by.build_model(), "missing", None), bool):
+        which = "sigma" if job.sigma is not None else "mask"
+        raise JobError(
+            f"{which}={getattr(job, which)!r}: {job.dictionary} is of model {made_by.model!r}, which has no noise to "
+            f"be told and needs all pixels; take a dictionary of a probabilistic model, such as bsc or gsc, or leave "
+            f"{which} out"
+        )
 
 
 def preparation(job: DenoiseJob) -> Preparation:

@@ -68,7 +68,7 @@ class LearnResult:
     snapshot: str
     store: str
     fit: Fit
-    figures: dict[str, bytes]
+    figures: dict[str, bytes] = field(repr=False)
 
     @property
     def ref(self) -> str:

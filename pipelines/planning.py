@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..models import Model, Schedule
 from ..storage import open_dataset
 from ..workers import scale
@@ -49,6 +51,7 @@ def predict(job: LearnJob, rows_per_second: float | None = None, *, probe: bool 
     schedule = job.build_schedule(model)
     facts = found.model_dump() | {
         "version_bytes": found.dim * found.atoms * 8,
+        "kept_bytes": found.rows * sum(math.prod(s) * np.dtype(d).itemsize for s, d in model.kept_rows().values()),
         "busy_workers": busy_workers(found, schedule),
     }
     tried = trial(job) if probe and rows_per_second is None else None
@@ -170,7 +173,8 @@ def lines(job: LearnJob, predicted: dict[str, Any]) -> dict[str, str]:
         "all-reduce": f"{size(p.statistics_bytes)} of statistics an update; "
         f"each worker sends {size(p.traffic_bytes_per_update)}"
         + (f", {size(p.peer_bytes_per_update)} of it to its peers" if p.atom_groups > 1 else ""),
-        "store": f"about {size(predicted['version_bytes'])} a version and a commit",
+        "store": f"about {size(predicted['version_bytes'])} a version and a commit"
+        + (f"; {size(kept)} more a commit for what is kept of every row" if (kept := predicted["kept_bytes"]) else ""),
     }
     if "seconds" not in predicted:
         return found | {"time": "unknown without a trial (--probe)"}

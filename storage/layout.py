@@ -242,4 +242,8 @@ def refuse_nonfinite(block: np.ndarray, what: str, first_row: int, *, missing: b
     if bad.size:
         named = ", ".join(str(first_row + int(row)) for row in bad[:5])
         more = f" and {bad.size - 5} more" if bad.size > 5 else ""
-        raise BadData(f"{what}: {problem} in row {named}{more} (counted from 0): repair or drop these rows")
+        last = first_row + len(block) - 1
+        raise BadData(
+            f"{what}: {problem} in row {named}{more} of rows {first_row} to {last} (counted from 0), and perhaps in "
+            "others: repair or drop them"
+        )

@@ -9,6 +9,7 @@ import torch
 
 from ..models import Batch, Codes, Model, Params, Wanted
 from ..models.pursuit import Given, squared_errors
+from ..models.registry import name_of
 from ..storage import Dataset, DatasetWriter, Shard, create_dataset, open_writer
 from .columns import read_columns, widths
 from .errors import JobError
@@ -108,15 +109,21 @@ def check_complete(data: Dataset, model: Model) -> None:
     """JobError where rows have missing values and the model needs them complete."""
     if data.missing and not model.accepts_missing:
         raise JobError(
-            f"data set {data.uri!r} has missing values, which {type(model).__name__} counts as errors: "
-            "probabilistic models accept them with --missing (encode) or --set model.missing=true (learn)"
+            f"data set {data.uri!r} has missing values, which {_called(model)} counts as errors: bsc, tsc, dsc, gsc, "
+            "mca and mmca accept them, with --missing (encode, without a coder) or --set model.missing=true (learn)"
         )
+
+
+def _called(model: Model) -> str:
+    return "a coder" if isinstance(model, Given) else name_of(model)
 
 
 def infer(
     model: Model, params: Params, batch: Batch, wanted: Wanted, *, keep: int | None = None
 ) -> dict[str, torch.Tensor]:
     """The codes, of each row at most the `keep` largest entries, and what is wanted beside them, by array.
+
+    The reconstruction is that of the entries that are kept where a model has no posterior, which knows of more.
 
     Raises:
         ModelError: the model cannot give it.
@@ -129,4 +136,7 @@ def infer(
     if keep is not None and keep < found["indices"].shape[1]:
         best = found["values"].abs().topk(keep, dim=1).indices
         found |= {name: found[name].gather(1, best) for name in ("indices", "values")}
+        if "reconstruction" in found and type(model).infer is Model.infer:
+            kept = model.reconstruct(params, Codes(found["indices"], found["values"]))
+            found["reconstruction"] = kept.to(found["reconstruction"].dtype)
     return found

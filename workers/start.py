@@ -132,8 +132,13 @@ def _dictionary_file(path: str) -> tuple[torch.Tensor, str]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         raise JobError(f"dictionary={path!r} cannot be read: {getattr(err, 'strerror', None) or err}") from err
     name = next((n for n in ("W", "D") if n in arrays), None)
+    if name is None and "atoms" in arrays and arrays["atoms"].ndim == 2:  # an export of what lies atom by atom
+        name, arrays = "atoms", {"atoms": arrays["atoms"].T}
     if name is None:
-        raise JobError(f"dictionary={path!r} has {sorted(arrays)}; it needs an array W or D [dimensions, atoms]")
+        raise JobError(
+            f"dictionary={path!r} has {sorted(arrays)}; it needs an array W or D [dimensions, atoms], or atoms "
+            "[atoms, dimensions]"
+        )
     atoms = arrays[name]
     if atoms.ndim != 2 or 0 in atoms.shape or atoms.dtype.kind not in "fiu":
         raise JobError(

@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -86,6 +86,10 @@ class Autoencoder(Model):
     take the rounded ones. None: that of `dtype`, as everything else."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    ramp_limits: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "learning_rate": (0, math.inf),
+        "sparsity": (0, math.inf),
+    }
     signed: ClassVar[bool] = False
     """Whether codes may be below 0."""
     own: ClassVar[tuple[str, ...]] = ()

@@ -216,7 +216,7 @@ class Coded(Factorization):
         super().__post_init__()
         if self.coder not in ("omp", "lasso", "threshold"):
             raise ModelError(f"coder={self.coder!r}: choose omp, lasso or threshold")
-        if not 1 <= self.nonzeros <= self.atoms:
+        if self.coder != "lasso" and not 1 <= self.nonzeros <= self.atoms:
             raise ModelError(f"nonzeros={self.nonzeros} of atoms={self.atoms}: choose from 1 to {self.atoms}")
         if not 0 <= self.penalty < float("inf") or (self.coder == "lasso" and self.penalty == 0):
             raise ModelError(f"penalty={self.penalty} must be above 0, for sparse lasso codes, and finite")

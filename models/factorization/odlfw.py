@@ -17,6 +17,7 @@ With `whiten`, rows are first multiplied by (E y yᵀ)^{-1/2}, which makes a com
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -77,6 +78,7 @@ class ODLFW(Model):
     """Whether rows are whitened by their running second moment."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("gamma", "rho")
+    ramp_limits: ClassVar[Mapping[str, tuple[float, float]]] = {"gamma": (0, 1), "rho": (0, 1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

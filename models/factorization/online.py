@@ -38,7 +38,7 @@ class Online(Coded):
     coder: Literal["omp", "lasso", "threshold"] = "lasso"
     """How codes are found."""
     forgetting: Literal["power", "batch", "constant"] = "power"
-    """How running sums age; see above."""
+    """How running sums age at update t: by (1 - 1/t)^rate, as the paper does for batches, or by `rate` each time."""
     rate: float = 5.0
     """ρ of `power`, β of `constant`. On patches of photographs ρ = 5 needs less than half of the batches of `batch`."""
     recent: bool = True

@@ -65,6 +65,8 @@ def check_problem(x: Tensor, atoms: Tensor, gram: Tensor | None = None, *, trust
 
     `trust_gram` leaves out the look at all H² entries: for those who formed the matrix from atoms checked here.
     """
+    demand_tensor("signals", x)
+    demand_tensor("atoms", atoms)
     if x.ndim != 2 or atoms.ndim != 2:
         raise ModelError(f"signals {tuple(x.shape)} and atoms {tuple(atoms.shape)} must be matrices [n, D] and [D, H]")
     if x.shape[1] != atoms.shape[0]:
@@ -89,12 +91,19 @@ def check_problem(x: Tensor, atoms: Tensor, gram: Tensor | None = None, *, trust
         raise ModelError("gram holds NaN or infinite values")
 
 
+def demand_tensor(what: str, given: object) -> None:
+    """ModelError unless `given` is a tensor."""
+    if not isinstance(given, Tensor):
+        raise ModelError(f"{what} are a {type(given).__name__}: give torch tensors, as by torch.from_numpy")
+
+
 def real(matrix: Tensor) -> Tensor:
     """A problem for solvers that know no complex numbers.
 
     Raises:
         ModelError: it is complex.
     """
+    demand_tensor("atoms", matrix)
     if matrix.is_complex():
         raise ModelError(f"{matrix.dtype}: this pursuit knows real numbers only; batch_omp takes complex ones")
     return matrix

@@ -14,8 +14,9 @@ Schedules of these models may set
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import floor, isfinite
+from math import floor, inf, isfinite
 from typing import ClassVar, Literal
 
 import torch
@@ -72,6 +73,14 @@ class Truncated(Model):
     """Whether a point's candidates stay those of the last pass where these explain it better."""
 
     ramp_names: ClassVar[tuple[str, ...]] = ("T", "ncut", "partial", "W_noise", "pi_noise", "sigma_noise")
+    ramp_limits: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "T": (1e-3, inf),
+        "ncut": (0, 1),
+        "partial": (1e-6, 1),
+        "W_noise": (0, inf),
+        "pi_noise": (0, inf),
+        "sigma_noise": (0, inf),
+    }
 
     def __post_init__(self) -> None:
         Model.__post_init__(self)
@@ -271,8 +280,9 @@ class Truncated(Model):
         """As `Model.check_schedule`.
 
         Raises:
-            ModelError: sets of states and a data cut.
+            ModelError: sets of states and a data cut, or a value out of range.
         """
+        super().check_schedule(schedule)
         self._cuts(max((strength for _, strength in schedule.ramps.get("ncut", ())), default=0.0))
 
     def surveys_at(self, stage: Stage) -> int:

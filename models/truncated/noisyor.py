@@ -123,6 +123,8 @@ class NoisyOR(Truncated):
     """Whether the temperature also flattens the prior."""
 
     def __post_init__(self) -> None:
+        if self.missing:
+            raise ModelError("missing=True: noisyor needs complete rows; bsc and its relatives accept missing values")
         Truncated.__post_init__(self)
         if self.states == "preselected":
             raise ModelError("states='preselected': noisyor has evolutionary states, or all of them")

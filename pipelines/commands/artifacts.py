@@ -68,11 +68,11 @@ def show(ref: str, store: str, figures: str | None, as_json: bool) -> None:
             {
                 "version": f"{found.version.ref} ({', '.join(found.version.aliases) or 'no alias'})",
                 "written": _when(found.version),
-                "model": f"{job.get('model')} with {job.get('atoms')} atoms, seed {card['seed']}",
+                "model": f"{job.get('model')} with {job.get('atoms')} atoms, seed {_known(card['seed'])}",
                 "settings": ", ".join(f"{k}={v}" for k, v in (job.get("settings") or {}).items()) or "defaults",
-                "data": f"{data.get('uri')} ({data.get('rows')} rows of {data.get('dim')})",
+                "data": f"{data.get('uri')} ({_known(data.get('rows'))} rows of {data.get('dim')})",
                 "parents": [p["ref"] for p in card["parents"]],
-                "engine": f"{engine.get('name')}, {engine.get('workers')} workers, "
+                "engine": f"{engine.get('name')}, {_known(engine.get('workers'))} workers, "
                 f"{duration(card['wall_seconds'] or 0)}",
                 "code": " ".join(str(v) for v in (card["code"]["version"], card["code"]["commit"]) if v),
                 "arrays": [f"{n} {s['shape']} {s['dtype']}" for n, s in shapes.items()],
@@ -282,6 +282,10 @@ def _table(versions: list[Version], empty: str) -> None:
         "metrics": metric,
     }
     table(tuple(columns), [[read(v) for read in columns.values()] for v in versions], empty=empty)
+
+
+def _known(value: Any) -> Any:
+    return "?" if value is None else value
 
 
 def _when(version: Version) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sparsefleet.models import MODELS, TRAINING, Batch, ModelError, Probe, Stage, load_model_class, make_model
+from sparsefleet.models import MODELS, TRAINING, Batch, ModelError, Probe, Schedule, Stage, load_model_class, make_model
 
 ROWS, DIM, ATOMS = 60, 8, 12
 
@@ -100,6 +100,19 @@ def test_statistics_survive_flattening(case):
     again = stats.unflatten(stats.flatten())
     assert type(again) is type(stats)
     assert torch.equal(again.flatten(), stats.flatten())
+
+
+@each
+def test_a_schedule_out_of_range_is_refused(case):
+    model = case.model()
+    for name, (low, high) in model.ramp_limits.items():
+        for value in (low - 1e-3, high + 1e-3, -1e300):
+            if value == float("inf"):
+                continue
+            schedule = Schedule(passes=2, update_every="pass", batch_rows=9, ramps={name: ((0.0, low), (1.0, value))})
+            with pytest.raises(ModelError, match=rf"schedule.{name}: .* is out of range, choose "):
+                model.check_schedule(schedule)
+    model.check_schedule(model.schedule())
 
 
 @each

@@ -46,6 +46,37 @@ def test_a_dictionary_in_a_file(sparsefleet, bars, atoms, file):
     assert other.code == 2
 
 
+@pytest.mark.parametrize("coder", ["omp", "lasso"])
+def test_the_reconstruction_is_of_the_entries_that_are_kept(sparsefleet, bars, atoms, coder):
+    asked = ["encode", "--data", bars, "--dictionary", "bars.npz", "--coder", coder, "--keep", 2]
+    answer = sparsefleet(*asked, "--outputs", "reconstruction", "--out", "c.zarr", "--json")
+    assert answer.code == 0, answer.err
+    codes, x = open_dataset("c.zarr"), open_dataset(bars).read(0, 600)
+    indices, values = codes.read(0, 600, "indices"), codes.read(0, 600, "values")
+    assert indices.shape == (600, 2)
+    rebuilt = np.einsum("nk,nkd->nd", values, atoms.T[np.maximum(indices, 0)])
+    np.testing.assert_allclose(codes.read(0, 600, "reconstruction"), rebuilt, rtol=1e-4, atol=1e-5)
+    found = np.sqrt(((x - rebuilt) ** 2).sum() / (x**2).sum())
+    assert found == pytest.approx(answer.json["metrics"]["relative_error"], rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["online", "mod"])
+def test_what_was_exported_is_a_dictionary(sparsefleet, bars, model):
+    few = ["--set", "model.nonzeros=3"] if model == "mod" else []
+    assert (
+        sparsefleet("learn", "--data", bars, "--model", model, "--atoms", 4, "--passes", 2, *few, "--name", "m").code
+        == 0
+    )
+    assert sparsefleet("artifacts", "export", "m", "--format", "npz", "--out", "m.npz").code == 0
+    same = []
+    for dictionary, out in (("m.npz", "file.zarr"), ("m", "own.zarr")):
+        asked = ["encode", "--data", bars, "--dictionary", dictionary, "--coder", "omp", "--set", "coder.nonzeros=2"]
+        answer = sparsefleet(*asked, "--out", out)
+        assert answer.code == 0, answer.err
+        same.append(open_dataset(out).read(0, 600, "values"))
+    np.testing.assert_allclose(same[0], same[1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_published_dictionary(sparsefleet, bars, store):
     asked = ["encode", "--data", bars, "--dictionary", "bars@best", "--store", store]
     answer = sparsefleet(*asked, "--coder", "lasso", "--set", "coder.penalty=0.5", "--out", "c.zarr", "--json")

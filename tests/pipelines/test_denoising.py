@@ -111,6 +111,17 @@ def test_bad_input_is_refused_before_anything_is_written(place, tmp_path, monkey
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("given", [{"sigma": 25.0}, {"mask": "mask.png"}])
+def test_a_dictionary_without_noise_is_refused_in_the_users_words(place, tmp_path, given):
+    job = {"data": f"{place}/p.zarr", "store": f"{tmp_path}/store", "model": "ksvd", "atoms": 24, "passes": 1}
+    learn(LearnJob.parse(job | {"settings": {"nonzeros": 2}, "name": "k"}))
+    given = {name: f"{place}/{value}" if name == "mask" else value for name, value in given.items()}
+    about = {"data": f"{place}/noisy.png", "store": f"{tmp_path}/store", "dictionary": "k", "out": f"{tmp_path}/o.png"}
+    which = next(iter(given))
+    with pytest.raises(JobError, match=rf"{which}=.*: k@1 is of model 'ksvd', which has no noise .* leave {which} out"):
+        denoise(DenoiseJob.parse(about | given))
+
+
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(place, tmp_path, monkeypatch):
     out = tmp_path / "o.png"
     out.write_bytes(b"old")

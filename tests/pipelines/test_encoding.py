@@ -5,7 +5,8 @@ import pytest
 import torch
 from sparsefleet.models import OUTPUTS, Batch, Wanted
 from sparsefleet.pipelines import encode
-from sparsefleet.storage import create_dataset, open_dataset
+from sparsefleet.storage import ArraysSource, create_dataset, open_dataset
+from sparsefleet.storage.ingest import ingest
 from sparsefleet.workers import EncodeJob, JobError
 from sparsefleet.workers.start import load_dictionary
 
@@ -141,6 +142,32 @@ def test_a_model_without_a_posterior_gives_codes_and_reconstruction(sparsefleet,
     assert done.code == 0, done.err
     rebuilt, data = open_dataset("b.zarr").read(0, 600, "reconstruction"), open_dataset(bars).read(0, 600)
     assert ((rebuilt - data) ** 2).mean() < data.var()
+
+
+def test_advice_on_missing_values_can_be_followed(sparsefleet, bars, tmp_path):
+    x = open_dataset(bars).read(0, 60)
+    x[::3, 2] = np.nan
+    np.save(tmp_path / "holes.npy", x)
+    ingest(ArraysSource(sources=[str(tmp_path / "holes.npy")], out=str(tmp_path / "holes.zarr"), missing=True))
+    said = sparsefleet("learn", "--data", "holes.zarr", "--model", "noisyor", "--atoms", 6, "--name", "n")
+    assert said.code == 2 and "which noisyor counts as errors: bsc, tsc, dsc, gsc, mca and mmca accept" in said.err
+    said = sparsefleet(
+        "learn",
+        "--data",
+        "holes.zarr",
+        "--model",
+        "noisyor",
+        "--atoms",
+        6,
+        "--set",
+        "model.missing=true",
+        "--name",
+        "n",
+    )
+    assert said.code == 2 and "missing=True: noisyor needs complete rows" in said.err
+    np.savez(tmp_path / "d.npz", W=np.eye(16))
+    said = sparsefleet("encode", "--data", "holes.zarr", "--dictionary", "d.npz", "--coder", "omp", "--out", "c.zarr")
+    assert said.code == 2 and "which a coder counts as errors" in said.err
 
 
 def test_missing_values_are_learned_around_and_filled(sparsefleet, bars, tmp_path):

@@ -25,6 +25,8 @@ def test_a_trial_works_and_the_plan_follows_it(bars, tmp_path, model, settings):
     assert found["scale"]["workers"] == 1000
     assert set(found["scale"]["allreduce_seconds"]) == {"ring", "halving", "tree", "gather"}
     assert "a trial" in lines(job, found)["memory per worker"]
+    kept = settings is EVOLUTIONARY
+    assert (found["kept_bytes"] > 600 * 12) == kept == ("more a commit for what is kept" in lines(job, found)["store"])
     # Nothing was published, and the store was not even made.
     assert not (tmp_path / "s").exists()
 

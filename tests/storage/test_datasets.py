@@ -124,7 +124,7 @@ def test_parts_of_shards_are_refused(tmp_path: Path, shard: Shard) -> None:
         ({"data": ramp(8, dtype="float64")}, "is float64"),
         ({}, "a shard needs data"),
         ({"data": ramp(8), "more": ramp(8)}, "got data, more"),
-        ({"data": np.where(ramp(8) == 7, np.nan, ramp(8)).astype("float32")}, r"NaN or Inf in row 2 \("),
+        ({"data": np.where(ramp(8) == 7, np.nan, ramp(8)).astype("float32")}, r"NaN or Inf in row 2 of rows 0 to 7 \("),
         ({"data": np.full((8, 3), np.inf, "float32")}, r"row 0, 1, 2, 3, 4 and 3 more"),
     ],
 )

@@ -22,6 +22,7 @@ def check_site(name: str, setting: str = "site") -> str:
     """
     if name not in SITES and "." not in name:
         raise JobError(
-            f"{setting}={name!r}: choose of {', '.join(SITES)}, or the path of a module, as in model.layers.{{}}.mlp:input"
+            f"{setting}={name!r}: choose of {', '.join(SITES)}, or the path of a module, as in "
+            "model.layers.{}.mlp:input"
         )
     return name

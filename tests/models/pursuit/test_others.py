@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 from sparsefleet.models import ModelError
-from sparsefleet.models.pursuit import Status, batch_omp, iht, squared_errors, staged, threshold
+from sparsefleet.models.pursuit import Status, batch_omp, iht, lasso, squared_errors, staged, threshold
 
 RULES = ["gomp", "nnomp", "stomp", "cosamp", "sp", "mp"]
 STEPS = ["fixed", "normalised", "accelerated"]
@@ -174,3 +174,12 @@ def test_bad_input_is_named(name):
     call, message = BAD[name]
     with pytest.raises(ModelError, match=message):
         call()
+
+
+@pytest.mark.parametrize("pursue", [batch_omp, lambda x, w: lasso(x, w, 0.1), lambda x, w: iht(x, w, nonzeros=1)])
+def test_arrays_of_numpy_are_refused_by_name(pursue):
+    x, atoms = torch.ones(3, 4), torch.eye(4)
+    with pytest.raises(ModelError, match=r"(signals|atoms) are a ndarray: give torch tensors"):
+        pursue(x.numpy(), atoms.numpy())
+    with pytest.raises(ModelError, match="signals are a ndarray: give torch tensors"):
+        pursue(x.numpy(), atoms)
