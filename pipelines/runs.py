@@ -22,6 +22,8 @@ CORRECTION_SECONDS = 20.0
 CRASH_SECONDS = 15.0
 """A crash is reported twice, by the runner at once and by the worker some seconds later. The second report would undo a
 retry that came between them."""
+LATE_SECONDS = 30.0
+"""How long a retry that follows a crash is watched: a busy worker's second report came 16 s after the first."""
 
 
 def recent(prefect: SyncPrefectClient, limit: int = 20) -> list[FlowRun]:
@@ -138,8 +140,22 @@ def retry(prefect: SyncPrefectClient, run: FlowRun) -> None:
         )
     if run.state is not None and run.state.is_completed():
         raise PipelineError(f"run {run.name!r} has completed; there is nothing to resume")
-    time.sleep(unsettled_seconds(run, datetime.now(UTC)))
+    wait = unsettled_seconds(run, datetime.now(UTC))
+    time.sleep(wait)
     prefect.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+    if wait and _undone(prefect, run.id):
+        prefect.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+
+
+def _undone(prefect: SyncPrefectClient, run: UUID) -> bool:
+    """Whether a crash is reported before the run has begun again, or before `LATE_SECONDS` are over."""
+    end = time.monotonic() + LATE_SECONDS
+    while time.monotonic() < end:
+        state = prefect.read_flow_run(run).state
+        if state is not None and (state.is_crashed() or state.is_running() or state.is_final()):
+            return state.is_crashed()
+        time.sleep(0.5)
+    return False
 
 
 def unsettled_seconds(run: FlowRun, now: datetime) -> float:
