@@ -42,25 +42,35 @@ def synthetic_rows(
     return codes @ truth.T.float() + noise * torch.randn(rows, truth.shape[0], generator=generator)
 
 
-def run(name: str, atoms: int, *, signed: bool, seed: int, steps: int, aux: float) -> dict[str, float]:
-    """Learn one dictionary and judge it by other rows."""
+def learned_and_judged(
+    model: Autoencoder, *, dim: int, axes: int, active: float, signed: bool, noise: float, seed: int, steps: int
+) -> dict[str, float]:
+    """Learn one dictionary from rows that mix `axes` random unit axes, and judge it by other rows."""
     generator = torch.Generator().manual_seed(seed)
-    truth = torch.nn.functional.normalize(torch.randn(DIM, AXES, generator=generator), dim=0)
-    options = {"active": ACTIVE, "signed": signed, "noise": NOISE, "generator": generator}
+    truth = torch.nn.functional.normalize(torch.randn(dim, axes, generator=generator), dim=0)
+    options = {"active": active, "signed": signed, "noise": noise, "generator": generator}
     x, held = (synthetic_rows(n, truth, **options) for n in (50_000, 10_000))
-    model = make_model(
-        name, {"atoms": atoms, "k": 5, "learning_rate": 2e-3, "dead_tokens": 5 * BATCH, "aux_coefficient": aux}
-    )
-    assert isinstance(model, Autoencoder)
     wide = x[:8192].double()
     params = model.init(Probe(len(x), wide.mean(0), wide.var(0), wide), generator)
     schedule = Schedule(passes=1, update_every="batch", batch_rows=BATCH)
     order = torch.randperm(len(x), generator=generator)
     for step in range(steps):
         at = step * BATCH % (len(x) - BATCH)
-        stage = schedule.at(step, steps, seed=seed, rows=len(x))
-        params = model.update(params, model.statistics(params, Batch(x[order[at : at + BATCH]]), stage), stage)
+        batch, stage = Batch(x[order[at : at + BATCH]]), schedule.at(step, steps, seed=seed, rows=len(x))
+        for _ in range(model.surveys_at(stage)):
+            stage = model.refine(params, model.survey(params, batch, stage), stage)
+        params = model.update(params, model.statistics(params, batch, stage), stage)
     return summary(evaluate(model, params, Batch(held))) | recovery(model.dictionary(params), truth)
+
+
+def run(name: str, atoms: int, *, signed: bool, seed: int, steps: int, aux: float) -> dict[str, float]:
+    """Learn one dictionary and judge it by other rows."""
+    model = make_model(
+        name, {"atoms": atoms, "k": 5, "learning_rate": 2e-3, "dead_tokens": 5 * BATCH, "aux_coefficient": aux}
+    )
+    assert isinstance(model, Autoencoder)
+    about = {"dim": DIM, "axes": AXES, "active": ACTIVE, "noise": NOISE}
+    return learned_and_judged(model, **about, signed=signed, seed=seed, steps=steps)
 
 
 COLUMNS = ("fvu", "recovered", "atoms_per_direction", "bidirectional_fraction", "dead_fraction")

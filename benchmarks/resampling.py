@@ -17,12 +17,9 @@ import statistics
 import sys
 
 import torch
-from bidirectional import BATCH, synthetic_rows
-from sparsefleet.models import Batch, Probe, Schedule, make_model
+from bidirectional import BATCH, learned_and_judged
+from sparsefleet.models import make_model
 from sparsefleet.models.autoencoders.autoencoder import Autoencoder
-from sparsefleet.models.autoencoders.measures import evaluate, recovery, summary
-from sparsefleet.models.schedule import Stage
-from torch import Tensor
 
 DIM, AXES, ACTIVE, NOISE, LATENTS = 64, 192, 5, 0.02, 384
 MEANS = {
@@ -36,30 +33,11 @@ COLUMNS = ("dead_fraction", "fvu", "l0", "recovered")
 
 def run(name: str, settings: dict, *, sparsity: float, seed: int, steps: int) -> dict[str, float]:
     """Learn one dictionary and judge it by other rows."""
-    generator = torch.Generator().manual_seed(seed)
-    truth = torch.nn.functional.normalize(torch.randn(DIM, AXES, generator=generator), dim=0)
-    options = {"active": ACTIVE, "signed": False, "noise": NOISE, "generator": generator}
-    x, held = (synthetic_rows(n, truth, **options) for n in (50_000, 10_000))
     common = {"atoms": LATENTS, "learning_rate": 2e-3, "dead_tokens": 100 * BATCH, "sparsity": sparsity}
     model = make_model(name, common | settings)
     assert isinstance(model, Autoencoder)
-    wide = x[:8192].double()
-    params = model.init(Probe(len(x), wide.mean(0), wide.var(0), wide), generator)
-    schedule = Schedule(passes=1, update_every="batch", batch_rows=BATCH)
-    order = torch.randperm(len(x), generator=generator)
-    for step in range(steps):
-        at = step * BATCH % (len(x) - BATCH)
-        stage = schedule.at(step, steps, seed=seed, rows=len(x))
-        params = update(model, params, x[order[at : at + BATCH]], stage)
-    return summary(evaluate(model, params, Batch(held))) | recovery(model.dictionary(params), truth)
-
-
-def update(model: Autoencoder, params: dict[str, Tensor], rows: Tensor, stage: Stage) -> dict[str, Tensor]:
-    """The parameters after one update, with its survey where there is one."""
-    batch = Batch(rows)
-    for _ in range(model.surveys_at(stage)):
-        stage = model.refine(params, model.survey(params, batch, stage), stage)
-    return model.update(params, model.statistics(params, batch, stage), stage)
+    about = {"dim": DIM, "axes": AXES, "active": ACTIVE, "noise": NOISE, "signed": False}
+    return learned_and_judged(model, **about, seed=seed, steps=steps)
 
 
 def main() -> int:

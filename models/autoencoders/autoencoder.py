@@ -43,7 +43,7 @@ from . import start
 from .auxiliary import Auxiliary, add_auxiliary, auxiliary, auxiliary_bytes
 from .names import DEAD, FIRST, RESIDUAL, SECOND, SILENT, STEPS, TOKENS, VARIANCE
 from .rates import warm_and_decay
-from .selection import Precision, chunk_rows, joined, pre_activations
+from .selection import Precision, check_precision, chunk_rows, joined, pre_activations
 from .sparse import Code, make_code
 from .sums import GradientSums, Rows, zeros
 
@@ -115,18 +115,8 @@ class Autoencoder(Model):
             raise ModelError(f"eps={self.eps} must be above 0")
         if self.normalize not in ("none", "scalar"):
             raise ModelError(f"normalize={self.normalize!r}: choose none or scalar")
-        if self.encoder_precision and self.selects_its_own_way:
-            raise ModelError(
-                f"encoder_precision={self.encoder_precision!r}: {type(self).__name__} selects in its own way, which "
-                "rounded values might change; leave encoder_precision out"
-            )
-        if self.encoder_precision not in (None, "tf32", "bfloat16"):
-            raise ModelError(f"encoder_precision={self.encoder_precision!r}: choose bfloat16, tf32 or null")
-        if self.encoder_precision and self.target:
-            raise ModelError(
-                f"encoder_precision={self.encoder_precision!r} with target={self.target!r}: a transcoder's inputs are "
-                "not centred, and rounding would lose what is small beside their mean; leave encoder_precision out"
-            )
+        own = type(self).__name__ if self.selects_its_own_way else ""
+        check_precision(self.encoder_precision, target=self.target, selection=own)
 
     # -- what a variant is -----------------------------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from ..kernels import inner_products, top_k
 from ..peers import Peers
 
@@ -17,6 +18,33 @@ Precision = Literal["tf32", "bfloat16"]
 """Of the encoder's product, where it is not that of its factors."""
 _ONE_AT_A_TIME = Lock()
 """torch has one precision of products for the process."""
+
+
+def check_precision(precision: str | None, *, target: str | None, selection: str) -> None:
+    """Refuse a precision that is none, or that the other settings do not go with.
+
+    Args:
+        precision: as a user gives it.
+        target: of a transcoder.
+        selection: the name of a class that selects in its own way, or empty.
+
+    Raises:
+        ModelError: it is refused.
+    """
+    if precision is None:
+        return
+    if precision not in get_args(Precision):
+        raise ModelError(f"encoder_precision={precision!r}: choose bfloat16, tf32 or null")
+    if selection:
+        raise ModelError(
+            f"encoder_precision={precision!r}: {selection} selects in its own way, which rounded values might change; "
+            "leave encoder_precision out"
+        )
+    if target:
+        raise ModelError(
+            f"encoder_precision={precision!r} with target={target!r}: a transcoder's inputs are not centred, and "
+            "rounding would lose what is small beside their mean; leave encoder_precision out"
+        )
 
 
 def pre_activations(

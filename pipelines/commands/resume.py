@@ -61,7 +61,10 @@ def _from_prefect(run: str, flow: bool, as_json: bool) -> None:
             raise PipelineError(f"run {found.name!r} is one of the flow {program!r}, which is none of sparsefleet's")
         if found.deployment_id is not None:
             if wait := runs.unsettled_seconds(found, datetime.now(UTC)):
-                say(f"{found.name} has just crashed; handing it over in {wait:.0f} s, when its worker has noticed too")
+                say(
+                    f"{found.name} has just crashed; handing it over in {wait:.0f} s, when its worker has noticed too, "
+                    f"and watching it for up to {runs.LATE_SECONDS:.0f} s until it begins"
+                )
             runs.retry(prefect, found)
     if found.deployment_id is None:
         if found.state is not None and found.state.is_completed():
